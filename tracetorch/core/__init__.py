@@ -1,0 +1,20 @@
+"""Layers, models, states, and the record of a neuron's semantics."""
+
+from tracetorch.core.layer import Layer
+from tracetorch.core.model import Model, Sequential, unroll
+from tracetorch.core.spec import NeuronSpec, Parameter, SpecError
+from tracetorch.core.states import detach_states, load_states, reset_states, save_states
+
+__all__ = [
+    "Layer",
+    "Model",
+    "NeuronSpec",
+    "Parameter",
+    "Sequential",
+    "SpecError",
+    "detach_states",
+    "load_states",
+    "reset_states",
+    "save_states",
+    "unroll",
+]

@@ -1,0 +1,217 @@
+"""`Layer`: a neuron layer from one step function, with constrained parameters and hidden states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tracetorch.core.raw import from_raw
+
+Value = float | Sequence[float] | Tensor
+
+
+def _inverse_softplus(value: Tensor) -> Tensor:
+    return value + torch.log(-torch.expm1(-value))
+
+
+# raw form -> (what the value must satisfy, in words and as a test, and the raw number that gives the value)
+_CONSTRAINTS: Mapping[str, tuple[str, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "value": ("finite", torch.isfinite, lambda value: value),
+    "sigmoid": ("in (0, 1)", lambda value: (value > 0) & (value < 1), torch.logit),
+    "softplus": ("finite and above 0", lambda value: (value > 0) & torch.isfinite(value), _inverse_softplus),
+}
+
+
+class Layer(nn.Module):
+    """Base of every native layer: declare states and parameters, write `step`, and the rest follows.
+
+    One call is one time step; hidden states carry on from call to call until `reset_states`. `unroll` takes a whole
+    sequence. States are no part of `state_dict`; they follow `.to()`, and are copied, detached, by `copy.deepcopy` and
+    `pickle`.
+
+    Args:
+        num_neurons: size of the feature dimension; `None` accepts any shape.
+        dim: the feature dimension of the input.
+    """
+
+    def __init__(self, num_neurons: int | None = None, dim: int = -1) -> None:
+        super().__init__()
+        if num_neurons is not None and (not isinstance(num_neurons, int) or num_neurons < 1):
+            raise ValueError(f"{type(self).__name__}: num_neurons must be an integer of at least 1, not {num_neurons!r}")
+        self.num_neurons = num_neurons
+        self.dim = dim
+        self._raw_forms: dict[str, str] = {}
+        self._state_names: tuple[str, ...] = ()
+
+    # ---- declaring -----------------------------------------------------------------------------------------------
+
+    def define_state(self, name: str) -> None:
+        """Declare a hidden state, zero at the start and of the input's shape. The order is the order in `step`."""
+        self.register_buffer(name, None, persistent=False)
+        self._state_names = (*self._state_names, name)
+
+    def define_decay(self, name: str, value: Value, rank: int = 1, learnable: bool = True) -> None:
+        """A decay in (0, 1): stored as `raw_<name>`, read as `self.<name> = sigmoid(raw_<name>)`."""
+        self._define(name, value, rank, learnable, "sigmoid")
+
+    def define_positive(self, name: str, value: Value, rank: int = 1, learnable: bool = True) -> None:
+        """A value above 0, such as a threshold: stored as `raw_<name>`, read as `softplus(raw_<name>)`."""
+        self._define(name, value, rank, learnable, "softplus")
+
+    def define_parameter(self, name: str, value: Value, rank: int = 1, learnable: bool = True) -> None:
+        """An unconstrained value: stored as `raw_<name>`, read as `self.<name>`."""
+        self._define(name, value, rank, learnable, "value")
+
+    def _define(self, name: str, value: Value, rank: int, learnable: bool, raw_form: str) -> None:
+        where = f"{type(self).__name__}: {name}"
+        tensor = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.get_default_dtype())
+        tensor = tensor.detach().clone()
+        if not tensor.is_floating_point():
+            tensor = tensor.to(torch.get_default_dtype())
+        if tensor.ndim == 0 and rank == 1 and self.num_neurons is not None and not isinstance(value, Tensor):
+            tensor = tensor.repeat(self.num_neurons)
+        elif rank not in (0, 1):
+            raise ValueError(f"{where}_rank={rank!r}: must be 0 (a scalar) or 1 (one per neuron)")
+        if tensor.ndim > 1 or (tensor.ndim == 1 and tensor.shape[0] != self.num_neurons):
+            raise ValueError(f"{where} has shape {list(tensor.shape)}; give a scalar or [{self.num_neurons}]")
+        words, test, inverse = _CONSTRAINTS[raw_form]
+        if not bool(test(tensor).all()):
+            raise ValueError(f"{where} must be {words}, not {value!r}")
+        raw = inverse(tensor)
+        if learnable:
+            self.register_parameter(f"raw_{name}", nn.Parameter(raw))
+        else:
+            self.register_buffer(f"raw_{name}", raw)
+        self._raw_forms[name] = raw_form
+
+    def __getattr__(self, name: str) -> Any:
+        raw_forms = self.__dict__.get("_raw_forms", {})
+        if name in raw_forms:
+            return from_raw(raw_forms[name], super().__getattr__(f"raw_{name}"))
+        return super().__getattr__(name)
+
+    # ---- running -------------------------------------------------------------------------------------------------
+
+    def step(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        """One time step, elementwise: `step(x, *states) -> output, *new_states`. Written by the subclass."""
+        raise NotImplementedError(f"{type(self).__name__} must define step(x, *states) -> output, *new_states")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One time step. x: [B, ...] with `num_neurons` at `dim`; returns the output of the same shape."""
+        self._check_input(x)
+        states = [self._state(name, x) for name in self._state_names]
+        if self.num_neurons is not None and x.ndim > 1:
+            x, *states = (tensor.movedim(self.dim, -1) for tensor in (x, *states))
+        results = self.step(x, *states)
+        if len(results) != 1 + len(self._state_names):
+            raise TypeError(
+                f"{type(self).__name__}.step returned {len(results)} values; expected the output and the states "
+                f"{list(self._state_names)}"
+            )
+        if self.num_neurons is not None and x.ndim > 1:
+            results = tuple(tensor.movedim(-1, self.dim) for tensor in results)
+        for name, state in zip(self._state_names, results[1:], strict=True):
+            setattr(self, name, state)
+        return results[0]
+
+    def unroll(self, xs: Tensor, time_dim: int = 0) -> Tensor:
+        """The whole sequence. xs: [T, B, ...] (`time_dim=0`) or [B, T, ...] (`time_dim=1`); same shape back.
+
+        The states carry on from before and are left as after the last step. T = 0 changes nothing.
+        """
+        outputs, _ = self.trace(xs, time_dim, states=())
+        return outputs
+
+    def trace(self, xs: Tensor, time_dim: int = 0, states: Sequence[str] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """`unroll` that also records states: returns the outputs and `{state: its values after every step}`."""
+        names = self._state_names if states is None else tuple(states)
+        outputs: list[Tensor] = []
+        recorded: dict[str, list[Tensor]] = {name: [] for name in names}
+        for x in xs.unbind(time_dim):
+            outputs.append(self(x))
+            for name in names:
+                recorded[name].append(getattr(self, name))
+        if not outputs:
+            return torch.empty_like(xs), {name: torch.empty_like(xs) for name in names}
+        return torch.stack(outputs, time_dim), {n: torch.stack(values, time_dim) for n, values in recorded.items()}
+
+    def _check_input(self, x: Tensor) -> None:
+        if not x.is_floating_point():
+            raise TypeError(f"{type(self).__name__}: the input is {x.dtype}; convert it to a floating point type")
+        if self.num_neurons is None:
+            return
+        if not -x.ndim <= self.dim < x.ndim:
+            raise ValueError(f"{type(self).__name__}: dim={self.dim} is out of range for an input of {x.ndim} dimensions")
+        if x.shape[self.dim] != self.num_neurons:
+            raise ValueError(
+                f"{type(self).__name__}: the input has size {x.shape[self.dim]} at dim={self.dim}, but "
+                f"num_neurons={self.num_neurons} (input shape {list(x.shape)})"
+            )
+
+    def _state(self, name: str, x: Tensor) -> Tensor:
+        state = getattr(self, name)
+        if state is None:
+            return torch.zeros_like(x)
+        if state.shape != x.shape:
+            raise ValueError(
+                f"{type(self).__name__}: the state {name!r} has shape {list(state.shape)} from the last call, the input "
+                f"has {list(x.shape)}; call reset_states() before another batch size or shape"
+            )
+        return state  # type: ignore[no-any-return]
+
+    # ---- states --------------------------------------------------------------------------------------------------
+
+    def reset_states(self) -> None:
+        """Forget the states; the next step starts from the initial ones, whatever its batch size."""
+        for name in self._state_names:
+            setattr(self, name, None)
+
+    def zero_states(self) -> None:
+        """Set the states to zero, keeping their shapes."""
+        for name in self._state_names:
+            state = getattr(self, name)
+            if state is not None:
+                setattr(self, name, torch.zeros_like(state))
+
+    def detach_states(self) -> None:
+        """Cut the states from the graph that computed them."""
+        for name in self._state_names:
+            state = getattr(self, name)
+            if state is not None:
+                setattr(self, name, state.detach())
+
+    def save_states(self) -> dict[str, Tensor | None]:
+        """`{state: tensor, or None before the first step}`: the tensors themselves, not copies."""
+        return {name: getattr(self, name) for name in self._state_names}
+
+    def check_states(self, states: Mapping[str, Tensor | None]) -> None:
+        """Raises `ValueError` unless `states` has exactly the states of this layer."""
+        if set(states) != set(self._state_names):
+            raise ValueError(
+                f"{type(self).__name__}: states {sorted(states)} given, this layer has {sorted(self._state_names)}"
+            )
+
+    def load_states(self, states: Mapping[str, Tensor | None], strict: bool = True) -> None:
+        """Put back what `save_states` gave. With `strict`, states missing on either side raise `ValueError`."""
+        if strict:
+            self.check_states(states)
+        for name in self._state_names:
+            if name in states:
+                setattr(self, name, states[name])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A state that hangs on a graph can be neither deep-copied nor pickled: the copy gets its value.
+        attributes = self.__dict__.copy()
+        buffers = dict(attributes["_buffers"])
+        for name in self._state_names:
+            if buffers[name] is not None:
+                buffers[name] = buffers[name].detach()
+        attributes["_buffers"] = buffers
+        return attributes
+
+    def extra_repr(self) -> str:
+        return "" if self.num_neurons is None else f"{self.num_neurons}" + (f", dim={self.dim}" if self.dim != -1 else "")

@@ -1,0 +1,33 @@
+"""Raw forms in torch: how a stored, trainable number becomes the value in the equations (`spec.RAW_FORMS`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Each with the operations of the framework that has it: sinabs `torch.exp(-1.0 / tau)`, snnTorch `beta.clamp(0, 1)`.
+# The raw forms of frameworks without an adapter here yet have no entry; asking for one is an error by name.
+_RAW: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {
+        "value": lambda raw: raw,
+        "clamped": lambda raw: raw.clamp(0, 1),
+        "exp_tau": lambda raw: torch.exp(-1.0 / raw),
+        "sigmoid": torch.sigmoid,
+        "softplus": F.softplus,
+    }
+)
+
+
+def from_raw(name: str, raw: Tensor) -> Tensor:
+    """The value in the equations for a raw tensor; same shape, differentiable.
+
+    Raises:
+        NotImplementedError: a raw form that no adapter of this version reads.
+    """
+    if name not in _RAW:
+        raise NotImplementedError(f"raw form {name!r} is not computed in this version; computed: {', '.join(_RAW)}")
+    return _RAW[name](raw)

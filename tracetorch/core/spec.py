@@ -1,0 +1,368 @@
+"""`NeuronSpec`: everything in which two frameworks' neurons can differ, as one frozen record.
+
+Notation of the equations below, for one neuron and one time step: x input, i synaptic current, v membrane, a decay of
+the membrane, a_s of the synapse, b input gain, theta threshold, rho reset amount, s spikes, r the reset signal.
+
+    i = synapse(i, x)                          x itself, if there is no synapse
+    u = a*v + b*i + (1-a)*leak                 membrane before the reset
+    s = count(u - theta + bias)
+    v = reset(u, s)                            in the same step or in the next one
+    v = clamp(v)
+    output = spike_scale * s                   or v, for a layer without spikes
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from tracetorch.functional.surrogates import Surrogate
+
+JSON_VERSION = 1
+
+# field -> choice -> what it means. The specification page of the documentation is generated from this table.
+CHOICES: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "output": {"spikes": "spike_scale * s", "membrane": "the membrane after the step"},
+        "synapse": {
+            "none": "i = x",
+            "decay_then_add": "i = a_s*i + x (snnTorch Synaptic)",
+            "add_then_decay": "i = a_s*(i + x) (sinabs tau_syn)",
+            "read_then_decay": "the drive is i + x, stored is i = a_s*(i + x) (Norse LIF)",
+            "moving_average": "i = a_s*i + (1-a_s)*x (traceTorch S layers)",
+            "difference_of_exponentials": "e = a_s*e + x, i = a*i - x, drive from e + i (snnTorch Alpha)",
+        },
+        "decay": {"none": "a = 1", "geometric": "a = the parameter mem_decay, through its raw form"},
+        "input_gain": {"one": "b = 1", "one_minus_decay": "b = 1 - a", "value": "b = the parameter input_gain"},
+        "comparison": {">": "a spike where u > theta", ">=": "a spike where u >= theta"},
+        "spike_count": {
+            "none": "no spikes",
+            "single": "at most one spike a step",
+            "multiple": "trunc(u / theta) spikes a step where u > 0",
+            "limited": "trunc(u / theta), at most max_spikes",
+            "smooth": "a differentiable spike function, not a step",
+        },
+        "reset": {
+            "none": "v = u",
+            "subtract": "v = u - s*rho",
+            "value": "v = reset_value where s > 0, else u",
+            "add_value": "v = u*(s == 0) + reset_value for every neuron (sinabs MembraneReset)",
+        },
+        "reset_amount": {
+            "threshold": "rho = theta (without the bias)",
+            "threshold_over_decay": "rho = theta / a: what is left after a decay is exactly theta less",
+            "value": "rho = the parameter reset_amount",
+        },
+        "reset_timing": {
+            "same_step": "applied in the step of the spike; the state is stored after the reset",
+            "same_step_residual": "in the step of the spike, but the spike test of a step first subtracts a reset for "
+            "a stored membrane that is still above theta (snnTorch reset_delay=False)",
+            "next_step_before_decay": "applied at the start of the next step; stored before the reset",
+            "next_step_after_decay": "applied in the next step to the decayed membrane; stored before the reset",
+            "next_step_discards_input": "the step after a spike yields the reset value whatever the input is",
+        },
+        "reset_gradient": {
+            "attached": "the gradient flows through the spikes of the reset",
+            "detached": "the spikes of the reset are constants in the backward pass",
+            "membrane_stopped": "the membrane in the reset is a constant, the spike is not (brainpy hard reset)",
+        },
+        "clamp": {"none": "no lower bound", "after_reset": "v = max(v, min_v_mem) after the reset"},
+        "refractory": {"none": "none", "hold": "the membrane is held for refractory_steps after a spike"},
+        "initial_state": {"zero": "v = 0", "leak": "v = leak", "reset_value": "v = reset_value"},
+    }
+)
+
+# How a raw (stored, trainable) number becomes the value in the equations. `tracetorch.core.raw` computes them in torch,
+# `tracetorch.oracle.raw` in float64.
+RAW_FORMS: Mapping[str, str] = MappingProxyType(
+    {
+        "value": "the number itself",
+        "clamped": "min(max(raw, 0), 1)",
+        "exp_tau": "exp(-1 / raw), raw in time steps",
+        "exp_dt_tau": "exp(-dt / raw), raw and dt in the spec's time unit",
+        "one_minus_inverse_tau": "1 - 1 / raw, raw in time steps",
+        "one_minus_dt_rate": "1 - dt * raw",
+        "one_minus_sigmoid": "1 - sigmoid(raw)",
+        "sigmoid": "sigmoid(raw)",
+        "softplus": "softplus(raw)",
+    }
+)
+
+PARAMETERS = (
+    "mem_decay",
+    "syn_decay",
+    "input_gain",
+    "leak",
+    "threshold",
+    "bias",
+    "reset_amount",
+    "reset_value",
+    "min_v_mem",
+    "spike_scale",
+)
+
+
+class SpecError(ValueError):
+    """A `NeuronSpec` that contradicts itself, or that cannot be read from a layer."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a neuron: the raw numbers as the source stores them.
+
+    Args:
+        value: float32 or float64, scalar (shape `()`) or any shape that broadcasts against the layer's neurons. Copied
+            and made read-only.
+        learnable: whether the source trains it.
+        raw: a key of `RAW_FORMS`.
+    """
+
+    value: np.ndarray
+    learnable: bool = False
+    raw: str = "value"
+
+    def __post_init__(self) -> None:
+        value = np.array(self.value)
+        if value.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
+            raise SpecError(f"a parameter must be float32 or float64, not {value.dtype}")
+        if not np.isfinite(value).all():
+            raise SpecError(f"a parameter holds a value that is not finite: {value}")
+        if value.size == 0:
+            raise SpecError("a parameter is empty")
+        if self.raw not in RAW_FORMS:
+            raise SpecError(f"raw form {self.raw!r} is not known; known: {', '.join(RAW_FORMS)}")
+        value.setflags(write=False)
+        object.__setattr__(self, "value", value)
+        object.__setattr__(self, "learnable", bool(self.learnable))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Parameter):
+            return NotImplemented
+        return (
+            self.value.dtype == other.value.dtype
+            and self.value.shape == other.value.shape
+            and bool((self.value == other.value).all())
+            and (self.learnable, self.raw) == (other.learnable, other.raw)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.value.tobytes(), self.value.shape, self.learnable, self.raw))
+
+    def __str__(self) -> str:
+        if self.value.size == 1:
+            text = f"{self.value.reshape(()).item():.9g}"
+        else:
+            text = f"{self.value.min():.6g} .. {self.value.max():.6g}"
+        shape = "" if self.value.ndim == 0 else f", shape {list(self.value.shape)}"
+        raw = "" if self.raw == "value" else f", {RAW_FORMS[self.raw]}"
+        return f"{text}{shape}{raw}{', learnable' if self.learnable else ''}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; exact, since float64 holds every float32 and `repr` of a float64 is exact."""
+        return {
+            "value": self.value.astype(np.float64).tolist(),
+            "dtype": str(self.value.dtype),
+            "learnable": self.learnable,
+            "raw": self.raw,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Parameter:
+        """The inverse of `to_dict`. Raises `SpecError` on anything else."""
+        try:
+            extra = set(data) - {"value", "dtype", "learnable", "raw"}
+            if extra or data["dtype"] not in ("float32", "float64") or not isinstance(data["learnable"], bool):
+                raise SpecError(f"not a parameter: {dict(data)!r:.200}")
+            return cls(np.array(data["value"], dtype=data["dtype"]), data["learnable"], data["raw"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise SpecError(f"not a parameter ({error}): {data!r:.200}") from error
+
+
+@dataclass(frozen=True)
+class NeuronSpec:
+    """What a neuron layer computes. Every semantic choice is a field; `CHOICES` says what each value means.
+
+    Args:
+        form: the named order of operations in which the source computes it, a key of `tracetorch.core.forms.FORMS`.
+        output, synapse, decay, input_gain, comparison, spike_count, reset, reset_amount, reset_timing, reset_gradient,
+            clamp, refractory, initial_state: keys of `CHOICES[field]`.
+        max_spikes: with `spike_count="limited"`, the most spikes a step.
+        refractory_steps: with `refractory="hold"`, its length in time steps.
+        surrogate: the surrogate gradient; `None` if there are no spikes, or if no gradient flows.
+        threshold_gradient: whether the surrogate's gradient also reaches the threshold.
+        dt, time_unit: the time step and its unit, where the source has one; `None` means that time is in steps.
+        parameters: by the names of `PARAMETERS`.
+
+    Raises:
+        SpecError: an unknown choice, a missing or unused parameter, a contradiction. Names the field and its value.
+    """
+
+    form: str
+    output: str = "spikes"
+    synapse: str = "none"
+    decay: str = "geometric"
+    input_gain: str = "one"
+    comparison: str = ">="
+    spike_count: str = "single"
+    max_spikes: int | None = None
+    reset: str = "subtract"
+    reset_amount: str = "threshold"
+    reset_timing: str = "same_step"
+    reset_gradient: str = "attached"
+    clamp: str = "none"
+    refractory: str = "none"
+    refractory_steps: int | None = None
+    initial_state: str = "zero"
+    surrogate: Surrogate | None = None
+    threshold_gradient: bool = True
+    dt: float | None = None
+    time_unit: str | None = None
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        parameters = {name: self.parameters[name] for name in PARAMETERS if name in self.parameters}
+        unknown = set(self.parameters) - set(PARAMETERS)
+        if unknown:
+            raise SpecError(f"parameters: {sorted(unknown)} are not known; known: {', '.join(PARAMETERS)}")
+        object.__setattr__(self, "parameters", MappingProxyType(parameters))
+        if not isinstance(self.form, str) or not self.form:
+            raise SpecError(f"form={self.form!r}: must be the name of an order of operations")
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise SpecError(f"{name}={value!r}: must be one of {', '.join(map(repr, choices))}")
+        if self.surrogate is not None and not isinstance(self.surrogate, Surrogate):
+            raise SpecError(f"surrogate={self.surrogate!r}: must be a tracetorch.functional.Surrogate or None")
+        self._check_numbers()
+        self._check_consistency()
+        self._check_parameters()
+
+    def _check_numbers(self) -> None:
+        for number, choice in (("max_spikes", ("spike_count", "limited")), ("refractory_steps", ("refractory", "hold"))):
+            value, needed = getattr(self, number), getattr(self, choice[0]) == choice[1]
+            if needed and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise SpecError(f"{number}={value!r}: {choice[0]}={choice[1]!r} needs an integer of at least 1")
+            if not needed and value is not None:
+                raise SpecError(f"{number}={value!r}: only with {choice[0]}={choice[1]!r}")
+        if (self.dt is None) != (self.time_unit is None):
+            raise SpecError(f"dt={self.dt!r}, time_unit={self.time_unit!r}: give both or neither")
+        if self.dt is not None and not (math.isfinite(self.dt) and self.dt > 0):
+            raise SpecError(f"dt={self.dt!r}: must be a finite number above 0")
+
+    def _check_consistency(self) -> None:
+        spiking = self.spike_count != "none"
+        if (self.output == "spikes") != spiking:
+            raise SpecError(f"output={self.output!r} contradicts spike_count={self.spike_count!r}")
+        if not spiking and (self.reset != "none" or self.surrogate is not None):
+            raise SpecError("reset and surrogate need spikes, and spike_count='none'")
+        if self.reset_amount != "threshold" and self.reset != "subtract":
+            raise SpecError(f"reset_amount={self.reset_amount!r} needs reset='subtract', not {self.reset!r}")
+        if self.spike_count in ("multiple", "limited") and self.comparison != ">=":
+            raise SpecError(f"comparison={self.comparison!r}: trunc(u / theta) counts from u >= theta")
+        if self.reset_amount == "threshold_over_decay" and self.decay == "none":
+            raise SpecError("reset_amount='threshold_over_decay' needs a decay; with decay='none' it is 'threshold'")
+
+    def _check_parameters(self) -> None:
+        spiking = self.spike_count != "none"
+        needed = {
+            "mem_decay": self.decay == "geometric",
+            "syn_decay": self.synapse != "none",
+            "input_gain": self.input_gain == "value",
+            "threshold": spiking,
+            "reset_amount": self.reset_amount == "value",
+            "reset_value": self.reset in ("value", "add_value") or self.initial_state == "reset_value",
+            "min_v_mem": self.clamp == "after_reset",
+        }
+        allowed = {"leak": True, "bias": spiking, "spike_scale": spiking}
+        for name in PARAMETERS:
+            if needed.get(name) and name not in self.parameters:
+                raise SpecError(f"parameters: {name!r} is missing, which these choices need")
+            if name in self.parameters and not (needed.get(name) or allowed.get(name)):
+                raise SpecError(f"parameters: {name!r} has no part in these choices")
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """Names of the state variables, in the order in which a step takes them."""
+        return ("i_syn", "v_mem") if self.synapse != "none" else ("v_mem",)
+
+    @property
+    def stores_before_reset(self) -> bool:
+        """Whether the stored membrane is the one before its reset (the reset then belongs to the next step)."""
+        return self.reset != "none" and self.reset_timing.startswith("next_step")
+
+    def replace(self, **changes: Any) -> NeuronSpec:
+        """A copy with some fields changed, validated again."""
+        return replace(self, **changes)
+
+    def differences(self, other: NeuronSpec) -> dict[str, tuple[Any, Any]]:
+        """Fields (not parameters, not `form`) in which the two differ: `{field: (mine, theirs)}`."""
+        names = [f.name for f in fields(self) if f.name not in ("form", "parameters")]
+        return {n: (getattr(self, n), getattr(other, n)) for n in names if getattr(self, n) != getattr(other, n)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, exact."""
+        data: dict[str, Any] = {"version": JSON_VERSION}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name == "parameters":
+                value = {name: parameter.to_dict() for name, parameter in value.items()}
+            elif f.name == "surrogate" and value is not None:
+                value = {"name": value.name, "parameters": dict(value.parameters)}
+            data[f.name] = value
+        return data
+
+    def to_json(self) -> str:
+        """One JSON object, exact; `from_json` gives an equal spec."""
+        return json.dumps(self.to_dict(), allow_nan=False)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> NeuronSpec:
+        """The inverse of `to_dict`. Raises `SpecError` on a missing or unknown field or a wrong type."""
+        if not isinstance(data, Mapping) or data.get("version") != JSON_VERSION:
+            found = data.get("version") if isinstance(data, Mapping) else data
+            raise SpecError(f"not a NeuronSpec of version {JSON_VERSION}: {found!r:.100}")
+        values = {name: value for name, value in data.items() if name != "version"}
+        names = {f.name for f in fields(cls)}
+        if set(values) != names:
+            raise SpecError(f"fields missing: {sorted(names - set(values))}; unknown: {sorted(set(values) - names)}")
+        try:
+            values["parameters"] = {n: Parameter.from_dict(p) for n, p in values["parameters"].items()}
+            if values["surrogate"] is not None:
+                given = values["surrogate"]
+                values["surrogate"] = Surrogate(given["name"], tuple(sorted(given["parameters"].items())))
+            if not isinstance(values["threshold_gradient"], bool):
+                raise SpecError(f"threshold_gradient={values['threshold_gradient']!r}: must be true or false")
+            return cls(**values)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise SpecError(f"not a NeuronSpec: {error}") from error
+        except ValueError as error:
+            raise error if isinstance(error, SpecError) else SpecError(str(error)) from error
+
+    @classmethod
+    def from_json(cls, text: str) -> NeuronSpec:
+        """The inverse of `to_json`. Raises `SpecError` on anything else."""
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise SpecError(f"not JSON: {error}") from error
+        return cls.from_dict(data)
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
+    def __str__(self) -> str:
+        lines = [f"NeuronSpec, computed as {self.form}"]
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name in ("form", "parameters") or value is None:
+                continue
+            meaning = CHOICES.get(f.name, {}).get(value) if isinstance(value, str) else None
+            lines.append(f"  {f.name:<18} {value}" + (f"   ({meaning})" if meaning else ""))
+        lines += [f"  {name:<18} {parameter}" for name, parameter in self.parameters.items()]
+        return "\n".join(lines)

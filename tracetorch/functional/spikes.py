@@ -1,0 +1,66 @@
+"""Spike functions: a hard step forward, a surrogate gradient backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tracetorch.functional.surrogates import Surrogate
+
+
+class _Heaviside(torch.autograd.Function):
+    """1 where z > 0 (or z >= 0), as float32; backward by a surrogate of z."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, threshold: Tensor, strict: bool, surrogate: Surrogate) -> Tensor:
+        ctx.save_for_backward(z, threshold)
+        ctx.surrogate = surrogate
+        return (z > 0).float() if strict else (z >= 0).float()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        z, threshold = ctx.saved_tensors
+        return ctx.surrogate.vjp(grads[0], z, threshold), None, None, None
+
+
+class _Count(torch.autograd.Function):
+    """(v > 0) * trunc(v / threshold), at most `limit` if given, as float32; backward by a surrogate of z.
+
+    `z` must be `v - threshold`: the gradient is given to it, so that it reaches both or, if the caller detached the
+    threshold, only `v`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, v: Tensor, threshold: Tensor, limit: int | None, surrogate: Surrogate) -> Tensor:
+        ctx.save_for_backward(z, threshold)
+        ctx.surrogate = surrogate
+        spikes = (v > 0) * torch.div(v, threshold, rounding_mode="trunc").float()
+        return spikes if limit is None else torch.clamp(spikes, max=limit)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        z, threshold = ctx.saved_tensors
+        return ctx.surrogate.vjp(grads[0], z, threshold), None, None, None, None
+
+
+def heaviside(z: Tensor, threshold: Tensor, surrogate: Surrogate, *, strict: bool = True) -> Tensor:
+    """Spikes of `z = v - threshold`, any shape: 1 where `z > 0` (`strict`) or `z >= 0`, else 0; float32, as in the peers.
+
+    NaN gives 0. The gradient with respect to `z` is the surrogate's; `threshold` only scales its width.
+    """
+    return _Heaviside.apply(z, threshold, strict, surrogate)  # type: ignore[no-any-return]
+
+
+def spike_count(v: Tensor, threshold: Tensor, z: Tensor, surrogate: Surrogate, limit: int | None = None) -> Tensor:
+    """Spikes of `v`, several a step: `(v > 0) * trunc(v / threshold)`, at most `limit`; float32.
+
+    The gradient goes to `z`, which the caller computes as `v - threshold`.
+    """
+    return _Count.apply(z, v, threshold, limit, surrogate)  # type: ignore[no-any-return]
+
+
+def sigmoid4x(x: Tensor) -> Tensor:
+    """sigmoid(4 x): the default spike function of the native layers; slope 1 at 0."""
+    return torch.sigmoid(4 * x)

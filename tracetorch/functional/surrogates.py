@@ -1,0 +1,164 @@
+"""Surrogate gradients: what stands in for the derivative of a spike in the backward pass.
+
+Each entry of `SURROGATES` is a vector-Jacobian product, `vjp(grad, z, threshold, **parameters)`, written with the
+operations of the framework it comes from, in its order, so that gradients of a converted layer can be bit-identical.
+`z` is `v - threshold`; `threshold` is used only by surrogates whose width scales with it. The float64 counterpart of
+each entry, written as a derivative, is in `tracetorch.oracle.surrogates`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+Vjp = Callable[..., Tensor]
+
+
+def _atan(grad: Tensor, z: Tensor, threshold: Tensor, *, alpha: float) -> Tensor:
+    """snnTorch 1.0.0 `surrogate.atan`: (alpha/2) / (1 + (pi/2 alpha z)^2)."""
+    return alpha / 2 / (1 + (torch.pi / 2 * alpha * z).pow(2)) * grad
+
+
+def _fast_sigmoid(grad: Tensor, z: Tensor, threshold: Tensor, *, slope: float) -> Tensor:
+    """snnTorch 1.0.0 `surrogate.fast_sigmoid`: 1 / (slope |z| + 1)^2 (Zenke and Ganguli 2018)."""
+    return grad / (slope * torch.abs(z) + 1.0) ** 2
+
+
+def _sigmoid(grad: Tensor, z: Tensor, threshold: Tensor, *, slope: float) -> Tensor:
+    """snnTorch 1.0.0 `surrogate.sigmoid`: k e^{-kz} / (e^{-kz} + 1)^2; NaN where e^{-kz} overflows, as there."""
+    return grad * slope * torch.exp(-slope * z) / ((torch.exp(-slope * z) + 1) ** 2)
+
+
+def _straight_through(grad: Tensor, z: Tensor, threshold: Tensor) -> Tensor:
+    """snnTorch 1.0.0 `surrogate.straight_through_estimator`: 1."""
+    return grad.clone()
+
+
+def _triangular(grad: Tensor, z: Tensor, threshold: Tensor, *, scale: float) -> Tensor:
+    """snnTorch 1.0.0 `surrogate.triangular`: +scale below the threshold, -scale at and above it."""
+    scaled = grad * scale
+    return torch.where(z >= 0, -scaled, scaled)
+
+
+def _heaviside(grad: Tensor, z: Tensor, threshold: Tensor) -> Tensor:
+    """snnTorch 1.0.0 `surrogate.heaviside`: 1 where z > 0."""
+    return grad * (z > 0).float()
+
+
+def _spike_rate_escape(grad: Tensor, z: Tensor, threshold: Tensor, *, beta: float, slope: float) -> Tensor:
+    """snnTorch 1.0.0 `surrogate.spike_rate_escape`: slope e^{-beta |z - 1|}."""
+    return grad * slope * torch.exp(-beta * torch.abs(z - 1))
+
+
+def _sparse_fast_sigmoid(grad: Tensor, z: Tensor, threshold: Tensor, *, slope: float, cutoff: float) -> Tensor:
+    """snnTorch 1.0.0 `surrogate.SFS`: the fast sigmoid where z > cutoff (`B` there), else 0."""
+    return grad / (slope * torch.abs(z) + 1.0) ** 2 * (z > cutoff).float()
+
+
+def _single_exponential(grad: Tensor, z: Tensor, threshold: Tensor, *, grad_width: float, grad_scale: float) -> Tensor:
+    """sinabs 3.1.3 `SingleExponential`: scale e^{-|z|/w} / w, w = threshold * grad_width (Shrestha and Orchard 2018)."""
+    width = threshold * grad_width
+    return grad * (grad_scale / width * torch.exp(-torch.abs(z) / width))
+
+
+def _heaviside_window(grad: Tensor, z: Tensor, threshold: Tensor, *, window: float) -> Tensor:
+    """sinabs 3.1.3 `Heaviside`: 1 / threshold where v >= threshold - window."""
+    return grad * (((z + threshold) >= (threshold - window)).float() / threshold)
+
+
+def _normal(x: Tensor, mu: float, sigma: float) -> Tensor:
+    return torch.exp(-((x - mu) ** 2) / (2 * sigma**2)) / (sigma * torch.sqrt(2 * torch.tensor(math.pi)))
+
+
+def _gaussian(grad: Tensor, z: Tensor, threshold: Tensor, *, mu: float, sigma: float, grad_scale: float) -> Tensor:
+    """sinabs 3.1.3 `Gaussian`: scale times the normal density N(mu, sigma) of z."""
+    return grad * (_normal(z, mu, sigma) * grad_scale)
+
+
+def _multi_gaussian(
+    grad: Tensor, z: Tensor, threshold: Tensor, *, mu: float, sigma: float, h: float, s: float, grad_scale: float
+) -> Tensor:
+    """sinabs 3.1.3 `MultiGaussian` (Yin et al. 2021): (1+h) N(mu, sigma) - h N(sigma, s sigma) - h N(-sigma, s sigma)."""
+    value = (1 + h) * _normal(z, mu, sigma) - h * _normal(z, sigma, s * sigma) - h * _normal(z, -sigma, s * sigma)
+    return grad * (value * grad_scale)
+
+
+def _periodic_exponential(
+    grad: Tensor, z: Tensor, threshold: Tensor, *, grad_width: float, grad_scale: float
+) -> Tensor:
+    """sinabs 3.1.3 `PeriodicExponential` (Weidel and Sheik 2021): e^{-|p(v)|/w}, p periodic above the threshold."""
+    v = z + threshold
+    phase = v / threshold - 0.5
+    above = threshold * (2 * (phase - torch.floor(phase)) - 1) * (v >= threshold)
+    return grad * (grad_scale * torch.exp(-torch.abs(above + z * (v < threshold)) / grad_width))
+
+
+@dataclass(frozen=True)
+class SurrogateKind:
+    """One row of the table: the backward rule and its parameters with the source framework's defaults."""
+
+    vjp: Vjp
+    defaults: Mapping[str, float] = field(default_factory=dict)
+
+
+SURROGATES: Mapping[str, SurrogateKind] = MappingProxyType(
+    {
+        "atan": SurrogateKind(_atan, {"alpha": 2.0}),
+        "fast_sigmoid": SurrogateKind(_fast_sigmoid, {"slope": 25.0}),
+        "sigmoid": SurrogateKind(_sigmoid, {"slope": 25.0}),
+        "straight_through": SurrogateKind(_straight_through),
+        "triangular": SurrogateKind(_triangular, {"scale": 1.0}),
+        "heaviside": SurrogateKind(_heaviside),
+        "spike_rate_escape": SurrogateKind(_spike_rate_escape, {"beta": 1.0, "slope": 25.0}),
+        "sparse_fast_sigmoid": SurrogateKind(_sparse_fast_sigmoid, {"slope": 25.0, "cutoff": 1.0}),
+        "single_exponential": SurrogateKind(_single_exponential, {"grad_width": 0.5, "grad_scale": 1.0}),
+        "heaviside_window": SurrogateKind(_heaviside_window, {"window": 1.0}),
+        "gaussian": SurrogateKind(_gaussian, {"mu": 0.0, "sigma": 0.5, "grad_scale": 1.0}),
+        "multi_gaussian": SurrogateKind(
+            _multi_gaussian, {"mu": 0.0, "sigma": 0.5, "h": 0.15, "s": 6.0, "grad_scale": 1.0}
+        ),
+        "periodic_exponential": SurrogateKind(_periodic_exponential, {"grad_width": 0.5, "grad_scale": 1.0}),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A named surrogate gradient with its parameters; missing parameters take the source framework's defaults.
+
+    Args:
+        name: a key of `SURROGATES`.
+        parameters: `(name, value)` pairs or a mapping.
+
+    Raises:
+        ValueError: an unknown name or parameter, or a value that is not a finite number.
+    """
+
+    name: str
+    parameters: tuple[tuple[str, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.name not in SURROGATES:
+            raise ValueError(f"surrogate {self.name!r} is not known; the known ones are {', '.join(sorted(SURROGATES))}")
+        given = dict(self.parameters)
+        defaults = SURROGATES[self.name].defaults
+        for key, value in given.items():
+            if key not in defaults:
+                known = ", ".join(defaults) or "none"
+                raise ValueError(f"surrogate {self.name!r} has no parameter {key!r}; it has: {known}")
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ValueError(f"surrogate {self.name!r}: {key}={value!r} is not a finite number")
+        merged = tuple((key, float(given.get(key, default))) for key, default in defaults.items())
+        object.__setattr__(self, "parameters", merged)
+
+    def vjp(self, grad: Tensor, z: Tensor, threshold: Tensor) -> Tensor:
+        """`grad` times the surrogate derivative at `z = v - threshold`, elementwise."""
+        return SURROGATES[self.name].vjp(grad, z, threshold, **dict(self.parameters))
+
+    def __str__(self) -> str:
+        return f"{self.name}({', '.join(f'{k}={v:g}' for k, v in self.parameters)})"

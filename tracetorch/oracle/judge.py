@@ -1,0 +1,293 @@
+"""Judging a subject: is every step it took a correctly rounded step of the oracle, from the subject's own state?
+
+The oracle is restarted from the subject's own state at every step, so an early tie that sends a neuron another way is
+judged once, where it happened, and never again. All steps are therefore independent and computed at once.
+
+Rounding bound. A subject computes w, the membrane of the spike test, in floating point with unit roundoff e (2^-24 for
+float32), in the order of its own form. No form takes more than 8 roundings, each of a magnitude of at most
+
+    M = |a||v| + |a||rho s_before| + |b||i| + |c| + |rho r|,
+
+(the second term for a source that stores its membrane before the reset), so |w_subject - w| <= 8 e M + parameter error:
+a parameter that is itself computed (exp(-1/tau)) is off by a_error roundoffs, which adds e a_error (|a||v| + |a||i|),
+the latter where the gain is 1-a. A division by theta in a spike count adds e|w|. A stored membrane takes up to 4 more
+roundings, of |w| + |rho s| + |v_min|: the bound of the state. Underflow adds the smallest subnormal a few times.
+
+Where every intermediate result is exactly representable in the subject's precision, no rounding happens in any order of
+operations and the bound is 0: an exact tie at the threshold must then be decided as the spec says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracetorch.oracle.equations import Equations, OracleError, equations
+from tracetorch.oracle.lif import Step, Trace, advance, backward
+from tracetorch.oracle.raw import RAW, Array
+
+_ROUNDINGS = 8
+_STORE_ROUNDINGS = 4
+
+
+def _roundoff(dtype: np.dtype[Any]) -> tuple[float, float]:
+    info = np.finfo(dtype)
+    return float(info.eps) / 2, 16 * float(info.smallest_subnormal)
+
+
+def _representable(value: Array, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(value == value.astype(dtype).astype(np.float64))
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a subject did over time: arrays [T, ...] of one float dtype, states by name, as the subject stores them.
+
+    `spec` is the subject's own, and says only how it stores its membrane; what is judged against is given to `judge`.
+
+    Raises:
+        OracleError: no step, no neuron, shapes or dtypes that differ, a state missing or surplus.
+    """
+
+    x: NDArray[Any]
+    outputs: NDArray[Any]
+    states: Mapping[str, NDArray[Any]]
+    spec: Any
+
+    def __post_init__(self) -> None:
+        if self.x.ndim < 1 or self.x.size == 0:
+            raise OracleError(f"an empty trace proves nothing: the input has shape {list(self.x.shape)}")
+        if self.x.dtype not in (np.float32, np.float64):
+            raise OracleError(f"the input is {self.x.dtype}; the oracle judges float32 and float64")
+        if set(self.states) != set(self.spec.states):
+            raise OracleError(f"states {sorted(self.states)} recorded, expected {sorted(self.spec.states)}")
+        for name, array in {"outputs": self.outputs, **self.states}.items():
+            if array.shape != self.x.shape:
+                raise OracleError(f"{name} has shape {list(array.shape)}, the input {list(self.x.shape)}")
+            # Spikes are float32 in snnTorch and sinabs whatever the precision of the membrane.
+            if array.dtype != self.x.dtype and not (name == "outputs" and array.dtype == np.float32):
+                raise OracleError(f"{name} is {array.dtype}, the input {self.x.dtype}")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The result of `judge`; counts over all neuron-steps.
+
+    Attributes:
+        slots: neuron-steps judged.
+        spikes: spikes the subject emitted: a trace without any proves little.
+        mismatches: where the subject's spikes are not those of the oracle, restarted from the subject's own state.
+        unexplained: those outside the rounding bound.
+        state_violations: states further from the oracle's than the bound.
+        max_state_error: largest distance of a state to the oracle's.
+        first: (time step, index of the neuron) of the first unexplained mismatch or state violation, or None.
+    """
+
+    slots: int
+    spikes: float
+    mismatches: int
+    unexplained: int
+    state_violations: int
+    max_state_error: float
+    first: tuple[int, tuple[int, ...]] | None
+
+    @property
+    def explained(self) -> int:
+        """Mismatches that lie where the distance to the threshold is within the rounding bound."""
+        return self.mismatches - self.unexplained
+
+    @property
+    def ok(self) -> bool:
+        """Whether every step is a correctly rounded step of the oracle."""
+        return self.unexplained == 0 and self.state_violations == 0
+
+
+def _before(after: Array) -> Array:
+    return np.concatenate([np.zeros_like(after[:1]), after[:-1]])
+
+
+def _spike_numbers(eq: Equations, recording: Recording) -> Array:
+    if eq.choices.spike_count == "none":
+        return np.zeros(recording.x.shape)
+    spikes = recording.outputs.astype(np.float64)
+    return spikes if not np.any(eq.g != 1) else spikes / eq.g
+
+
+def trajectory(spec: Any, recording: Recording) -> tuple[Equations, Trace, Array]:
+    """The subject's trajectory in canonical coordinates, and its recorded canonical membrane [T, ...]."""
+    eq = equations(spec)
+    spikes = _spike_numbers(eq, recording)
+    own = equations(recording.spec)
+    v = own.after_reset(recording.states["v_mem"].astype(np.float64), spikes)
+    i = recording.states["i_syn"].astype(np.float64) if "i_syn" in recording.states else np.zeros_like(v)
+    x = recording.x.astype(np.float64)
+    i_before, v_before = _before(i), _before(v)
+    with np.errstate(invalid="ignore", over="ignore"):
+        step = advance(eq, x, i_before, v_before, spikes if eq.choices.spike_count != "none" else None)
+    return eq, Trace(x, i_before, v_before, step), v
+
+
+def _bounds(eq: Equations, trace: Trace, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    """The rounding bounds of w and of the stored membrane, as derived above."""
+    e, tiny = _roundoff(dtype)
+    step = trace.step
+    av, bi = np.abs(eq.a * trace.v_before), np.abs(eq.b * step.i)
+    pending = np.abs(eq.a * eq.rho) * _before(np.abs(step.s)) if eq.choices.reset == "subtract" else 0.0
+    magnitude = av + pending + bi + np.abs(eq.c) + np.abs(eq.rho * step.r)
+    gain = np.abs(eq.a * step.i) if eq.choices.input_gain == "one_minus_decay" else 0.0
+    w = e * (_ROUNDINGS * magnitude + eq.a_error * (av + gain) + eq.a_s_error * bi + np.abs(step.w)) + tiny
+    low = 0.0 if eq.v_min is None else np.abs(eq.v_min)
+    v = w + e * _STORE_ROUNDINGS * (np.abs(step.w) + np.abs(eq.rho * step.s) + low + np.abs(eq.v_reset)) + tiny
+    if eq.choices.reset == "subtract" and np.any(eq.a_error):
+        v = v + e * eq.a_error * np.abs(eq.rho * step.s)
+    parts = [eq.a, eq.b, eq.c, eq.rho, eq.theta, eq.a * trace.v_before, trace.v_before, step.i, eq.b * step.i]
+    parts += [eq.a * trace.v_before + eq.b * step.i, step.w, step.w - eq.theta, eq.rho * step.s, step.v]
+    exact = np.ones(step.w.shape, dtype=bool)
+    for part in parts:
+        exact &= _representable(np.asarray(part), dtype)
+    if np.any(eq.a_error) or np.any(eq.a_s_error) or eq.a_s is not None:
+        exact[...] = False
+    return np.where(exact, 0.0, w), np.where(exact, 0.0, v)
+
+
+def _off(value: Array, truth: Array, bound: Array) -> NDArray[np.bool_]:
+    """Where value is further than bound from truth; NaN and infinity must agree in place and kind."""
+    with np.errstate(invalid="ignore"):
+        near = np.abs(value - truth) <= bound
+    return ~(near | (value == truth) | (np.isnan(value) & np.isnan(truth)))
+
+
+def judge(spec: Any, recording: Recording) -> Judgement:
+    """Judge a recorded subject against the equations of `spec`.
+
+    Args:
+        spec: the `NeuronSpec` that the subject should compute (of the source, for a converted layer).
+        recording: what it did, from the zero state on.
+
+    Raises:
+        OracleError: choices without equations, or a subject whose neurons have other states than the spec.
+    """
+    if spec.states != recording.spec.states:
+        raise OracleError(f"the subject has the states {recording.spec.states}, the spec {spec.states}")
+    eq, trace, v = trajectory(spec, recording)
+    step = trace.step
+    w_bound, v_bound = _bounds(eq, trace, recording.x.dtype)
+    spikes = _spike_numbers(eq, recording)
+    state_off = _off(v, step.v, v_bound)
+    error = np.abs(v - step.v)
+    if eq.a_s is not None:
+        i = recording.states["i_syn"].astype(np.float64)
+        e, tiny = _roundoff(recording.x.dtype)
+        bound = e * (4 + eq.a_s_error) * (np.abs(eq.a_s) * (np.abs(trace.i_before) + np.abs(trace.x))) + tiny
+        state_off |= _off(i, step.i, np.broadcast_to(bound, i.shape))
+    if eq.choices.output == "membrane":
+        mismatch = np.zeros(spikes.shape, dtype=bool)
+        unexplained = mismatch
+        state_off |= _off(recording.outputs.astype(np.float64), step.w, w_bound)
+    else:
+        decided = eq.count(step.w)
+        mismatch = ~(spikes == decided)
+        inside = (spikes >= eq.count(step.w - w_bound)) & (spikes <= eq.count(step.w + w_bound))
+        unexplained = mismatch & ~(inside & (spikes == np.trunc(spikes)))
+    bad = unexplained | state_off
+    first = None
+    if bad.any():
+        t, *index = (int(k) for k in np.unravel_index(int(np.argmax(bad.reshape(bad.shape[0], -1).any(1))), (len(bad),)))
+        index = [int(k) for k in np.argwhere(bad[t])[0]]
+        first = (t, tuple(index))
+    finite = error[np.isfinite(error)]
+    return Judgement(
+        slots=int(spikes.size),
+        spikes=float(np.nansum(spikes)),
+        mismatches=int(mismatch.sum()),
+        unexplained=int(unexplained.sum()),
+        state_violations=int(state_off.sum()),
+        max_state_error=float(finite.max()) if finite.size else 0.0,
+        first=first,
+    )
+
+
+def _sum_to(gradient: Array, shape: tuple[int, ...]) -> Array:
+    extra = gradient.ndim - len(shape)
+    gradient = gradient.sum(tuple(range(extra))) if extra else gradient
+    kept = tuple(k for k, size in enumerate(shape) if size == 1 and gradient.shape[k] != 1)
+    return gradient.sum(kept, keepdims=True) if kept else gradient
+
+
+def gradients(spec: Any, recording: Recording, grad_output: NDArray[Any]) -> dict[str, Array]:
+    """Gradients along the subject's own trajectory: `x` [T, ...], and the raw parameters of `spec` by name, in their shapes.
+
+    Args:
+        spec: whose gradient: its reset path, its surrogate, its raw forms.
+        recording: what the subject did, from the zero state on.
+        grad_output: dL/doutput, [T, ...].
+    """
+    eq, trace, _ = trajectory(spec, recording)
+    g = backward(eq, trace, grad_output.astype(np.float64))
+    leak = 0.0
+    if "leak" in spec.parameters:
+        leak = RAW[spec.parameters["leak"].raw].value(spec.parameters["leak"].value.astype(np.float64))
+    divided = spec.reset == "subtract" and (
+        spec.reset_amount == "threshold_over_decay" or spec.reset_timing == "next_step_after_decay"
+    )
+    own_amount = spec.reset_amount == "value"
+    of_gain = g["b"] if spec.input_gain == "one_minus_decay" else 0.0
+    by_name = {
+        "mem_decay": g["a"] - of_gain - leak * g["c"] - (g["rho"] * eq.rho / eq.a if divided else 0.0),
+        "syn_decay": g["a_s"],
+        "input_gain": g["b"],
+        "leak": (1 - eq.a) * g["c"],
+        "threshold": g["theta"] + (0.0 if own_amount else g["rho"] / eq.a if divided else g["rho"]),
+        "bias": -g["theta"],
+        "reset_amount": g["rho"] / (eq.a if divided else 1.0),
+        "reset_value": g["v_reset"],
+        "min_v_mem": g["v_min"],
+        "spike_scale": g["g"],
+    }
+    result = {"x": g["x"]}
+    for name, parameter in spec.parameters.items():
+        slope = RAW[parameter.raw].slope(parameter.value.astype(np.float64))
+        result[name] = _sum_to(by_name[name], parameter.value.shape) * slope
+    return result
+
+
+def gradient_error(subject: NDArray[Any], truth: Array) -> float:
+    """max|difference| / max|truth| of one tensor; infinite where the subject has NaN and the truth has not.
+
+    Raises:
+        OracleError: shapes that differ, or an empty tensor.
+    """
+    if subject.shape != truth.shape:
+        raise OracleError(f"a gradient of shape {list(subject.shape)} against one of {list(truth.shape)}")
+    if truth.size == 0:
+        raise OracleError("an empty gradient proves nothing")
+    difference = np.abs(subject.astype(np.float64) - truth)
+    difference[np.isnan(subject) & np.isnan(truth)] = 0.0
+    if np.isnan(difference).any():
+        return float("inf")
+    scale = float(np.nanmax(np.abs(truth)))
+    largest = float(difference.max())
+    return 0.0 if largest == 0 else largest / scale if scale > 0 else float("inf")
+
+
+def same_bits(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    """Whether two arrays are identical bit for bit (so -0.0 is not 0.0, and a NaN equals only itself).
+
+    Raises:
+        OracleError: shapes or dtypes that differ, or an empty array: those are no comparison at all.
+    """
+    if a.shape != b.shape:
+        raise OracleError(f"shape {list(a.shape)} against {list(b.shape)}")
+    if a.dtype != b.dtype:
+        raise OracleError(f"dtype {a.dtype} against {b.dtype}")
+    if a.size == 0:
+        raise OracleError("an empty comparison proves nothing")
+    return a.tobytes() == b.tobytes()
+
+
+__all__ = ["Judgement", "OracleError", "Recording", "Step", "gradient_error", "gradients", "judge", "same_bits", "trajectory"]

@@ -1,0 +1,70 @@
+"""`SpecNeuron`: the native layer that computes exactly what a `NeuronSpec` says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch.core.forms import check_form
+from tracetorch.core.layer import Layer
+from tracetorch.core.raw import from_raw
+from tracetorch.core.spec import NeuronSpec, Parameter
+
+
+class SpecNeuron(Layer):
+    """A native layer from a spec: the same operations in the same order as the layer the spec was read from.
+
+    Parameters keep the source's raw form and numbers: `layer.mem_decay` is what the source calls beta, tau or alpha
+    (`spec.parameters["mem_decay"].raw` says which). Learnable ones are `nn.Parameter`s, the others buffers.
+
+    Args:
+        spec: any spec whose `form` is in `tracetorch.core.forms.FORMS`.
+
+    Raises:
+        SpecError: a form or a combination of choices that has no order of operations here.
+    """
+
+    def __init__(self, spec: NeuronSpec) -> None:
+        super().__init__()
+        self._form = check_form(spec)
+        self._choices = spec
+        for name, parameter in spec.parameters.items():
+            tensor = torch.from_numpy(parameter.value.copy())
+            if parameter.learnable:
+                self.register_parameter(name, nn.Parameter(tensor))
+            else:
+                self.register_buffer(name, tensor)
+        for state in spec.states:
+            self.define_state(state)
+
+    @property
+    def spec(self) -> NeuronSpec:
+        """The spec with the present values of the parameters."""
+        parameters = {}
+        for name, parameter in self._choices.parameters.items():
+            tensor = getattr(self, name)
+            learnable = isinstance(tensor, nn.Parameter) and tensor.requires_grad
+            parameters[name] = Parameter(tensor.detach().cpu().numpy(), learnable, parameter.raw)
+        return self._choices.replace(parameters=parameters)
+
+    def step(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        """x, states: any shape that the parameters broadcast against -> output, states after the step."""
+        values = {name: from_raw(p.raw, getattr(self, name)) for name, p in self._choices.parameters.items()}
+        return self._form.step(self._choices, values, x, *states)
+
+    def extra_repr(self) -> str:
+        p = self._choices
+        reset = p.reset if p.reset == "none" else f"{p.reset}, {p.reset_timing}"
+        return f"{p.form}, {p.spike_count} {p.comparison}, reset: {reset}, surrogate: {p.surrogate}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        attributes = super().__getstate__()
+        attributes["_choices"] = self.spec.to_json()
+        del attributes["_form"]
+        return attributes
+
+    def __setstate__(self, attributes: dict[str, Any]) -> None:
+        spec = NeuronSpec.from_json(attributes["_choices"])
+        super().__setstate__({**attributes, "_choices": spec, "_form": check_form(spec)})

@@ -50,6 +50,11 @@ def _heaviside(grad: Tensor, z: Tensor, threshold: Tensor) -> Tensor:
     return grad * (z > 0).float()
 
 
+def _zero(grad: Tensor, z: Tensor, threshold: Tensor) -> Tensor:
+    """snnTorch 1.0.0 `surrogate_disable=True`: no gradient passes a spike."""
+    return torch.zeros_like(grad)
+
+
 def _spike_rate_escape(grad: Tensor, z: Tensor, threshold: Tensor, *, beta: float, slope: float) -> Tensor:
     """snnTorch 1.0.0 `surrogate.spike_rate_escape`: slope e^{-beta |z - 1|}."""
     return grad * slope * torch.exp(-beta * torch.abs(z - 1))
@@ -114,6 +119,7 @@ SURROGATES: Mapping[str, SurrogateKind] = MappingProxyType(
         "straight_through": SurrogateKind(_straight_through),
         "triangular": SurrogateKind(_triangular, {"scale": 1.0}),
         "heaviside": SurrogateKind(_heaviside),
+        "zero": SurrogateKind(_zero),
         "spike_rate_escape": SurrogateKind(_spike_rate_escape, {"beta": 1.0, "slope": 25.0}),
         "sparse_fast_sigmoid": SurrogateKind(_sparse_fast_sigmoid, {"slope": 25.0, "cutoff": 1.0}),
         "single_exponential": SurrogateKind(_single_exponential, {"grad_width": 0.5, "grad_scale": 1.0}),

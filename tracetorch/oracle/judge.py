@@ -252,7 +252,7 @@ def gradients(spec: Any, recording: Recording, grad_output: NDArray[Any]) -> dic
     result = {"x": g["x"]}
     for name, parameter in spec.parameters.items():
         slope = RAW[parameter.raw].slope(parameter.value.astype(np.float64))
-        result[name] = _sum_to(by_name[name], parameter.value.shape) * slope
+        result[name] = np.asarray(_sum_to(by_name[name], parameter.value.shape) * slope)
     return result
 
 
@@ -266,8 +266,8 @@ def gradient_error(subject: NDArray[Any], truth: Array) -> float:
         raise OracleError(f"a gradient of shape {list(subject.shape)} against one of {list(truth.shape)}")
     if truth.size == 0:
         raise OracleError("an empty gradient proves nothing")
-    difference = np.abs(subject.astype(np.float64) - truth)
-    difference[np.isnan(subject) & np.isnan(truth)] = 0.0
+    both_nan = np.isnan(subject) & np.isnan(truth)
+    difference = np.where(both_nan, 0.0, np.abs(subject.astype(np.float64) - truth))
     if np.isnan(difference).any():
         return float("inf")
     scale = float(np.nanmax(np.abs(truth)))

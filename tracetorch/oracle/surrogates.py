@@ -51,6 +51,7 @@ DERIVATIVES: Mapping[str, Callable[..., Array]] = MappingProxyType(
         "straight_through": lambda z, th: np.ones_like(z),
         "triangular": lambda z, th, scale: np.where(z >= 0, -scale, scale),
         "heaviside": lambda z, th: (z > 0) * 1.0,
+        "zero": lambda z, th: np.zeros_like(z),
         "spike_rate_escape": lambda z, th, beta, slope: slope * np.exp(-beta * np.abs(z - 1)),
         "sparse_fast_sigmoid": lambda z, th, slope, cutoff: _fast_sigmoid(z, slope) * (z > cutoff),
         "single_exponential": _single_exponential,

@@ -1,0 +1,130 @@
+"""What every adapter file speaks: the error, the notes of a build, and the functions each of them must have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch.core.spec import NeuronSpec, Parameter
+
+FORWARD = ("exact", "rounding", "approximate")
+GRADIENT = ("exact", "rounding", "reparametrised", "differs", "none")
+
+
+class ConversionError(ValueError):
+    """A conversion that would change the network, refused.
+
+    Attributes:
+        layer: path of the layer in the source network, or its class.
+        field: the semantic field, option or argument that cannot be carried.
+        value: its value.
+        remedy: what would make the conversion possible.
+    """
+
+    def __init__(self, layer: str, field: str, value: object, why: str, remedy: str) -> None:
+        self.layer, self.field, self.value, self.remedy = layer, field, value, remedy
+        super().__init__(f"layer {layer}: {field}={value!r}: {why}. Remedy: {remedy}")
+
+
+def parameters(adapter: Adapter, layer: nn.Module) -> dict[str, Tensor]:
+    """The layer's own raw tensors by the parameter names of its spec."""
+    return {name: getattr(layer, attribute) for name, attribute in adapter.attributes(layer).items()}
+
+
+def readable(layer: nn.Module, attribute: str, raw: str = "value") -> Parameter:
+    """A tensor of a layer as a parameter of a spec. An integer (threshold=1) counts as the float it is computed with."""
+    tensor: Tensor = getattr(layer, attribute)
+    learnable = tensor.requires_grad
+    if not tensor.is_floating_point():
+        tensor = tensor.to(torch.get_default_dtype())
+    return Parameter(tensor.detach().cpu().numpy(), learnable, raw)
+
+
+@dataclass(frozen=True)
+class Note:
+    """A field that needed care, and how it was met.
+
+    Args:
+        field: field of the spec, or a parameter.
+        text: how it was met, or what is lost.
+        approximate: the choice differs: the forward verdict can be no better than `approximate`.
+        gradient: "reparametrised" or "differs" if the gradient verdict can be no better, else "".
+    """
+
+    field: str
+    text: str
+    approximate: bool = False
+    gradient: str = ""
+
+
+@dataclass
+class Building:
+    """Collects the notes of one build, and refuses what cannot be expressed."""
+
+    layer: str
+    framework: str
+    stock: bool = False
+    allow_approximate: bool = False
+    notes: list[Note] = field(default_factory=list)
+
+    def note(self, field: str, text: str, gradient: str = "") -> None:
+        """Record how a field was met."""
+        self.notes.append(Note(field, text, gradient=gradient))
+
+    def cannot(self, field: str, value: object, why: str, remedy: str) -> None:
+        """Refuse, or with `allow_approximate` record what is lost and go on."""
+        if not self.allow_approximate:
+            allow = "" if "allow_approximate" in remedy else "; or allow_approximate=True to have the nearest one"
+            raise ConversionError(self.layer, field, value, why, remedy + allow)
+        self.notes.append(Note(field, f"{value!r} is lost: {why}", approximate=True, gradient="differs"))
+
+    def impossible(self, field: str, value: object, why: str, remedy: str) -> ConversionError:
+        """An error to raise where not even a nearest layer exists."""
+        return ConversionError(self.layer, field, value, why, remedy)
+
+
+class Adapter(Protocol):
+    """The functions of an adapter file, the same names in each."""
+
+    NAME: str
+    STEPPED: bool  # a model's call is one time step; else it is a whole sequence [B, T, ...]
+
+    def is_neuron(self, module: nn.Module) -> bool:
+        """Whether it is a neuron layer of this framework, readable or not."""
+
+    def spec(self, layer: nn.Module, dt: float | None = None) -> NeuronSpec:
+        """The semantics of a layer. Raises `SpecError` naming what cannot be read."""
+
+    def attributes(self, layer: nn.Module) -> Mapping[str, str]:
+        """The layer's attribute for each parameter of its spec that is a tensor of the layer."""
+
+    def states(self, layer: nn.Module) -> tuple[str, ...]:
+        """Attributes that a call changes."""
+
+    def reset(self, layer: nn.Module) -> None:
+        """Back to the initial state, for any batch size."""
+
+    def trace(self, layer: nn.Module, xs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run from the initial state over [T, B, ...]: outputs and the states after every step, by spec names."""
+
+    def build(self, spec: NeuronSpec, building: Building) -> nn.Module:
+        """A layer of this framework that computes the spec, or `building.cannot(...)`."""
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """A stateless per-step module as this framework's networks hold it."""
+
+    def assemble(self, modules: Mapping[str, nn.Module], emit_state: bool) -> nn.Module:
+        """A network of the framework from its modules in order, `emit_state`: the last neuron returns its state too."""
+
+
+def describe(module: Any) -> str:
+    """Class name with its framework, for reports: `snntorch.Leaky`; a subclass of ours: `sinabs.LIF (ours)`."""
+    cls = type(module)
+    path = cls.__module__.split(".")
+    if path[:2] == ["tracetorch", "adapters"]:
+        return f"{path[2]}.{cls.__name__} (ours)"
+    return f"{path[0]}.{cls.__name__}"

@@ -1,0 +1,109 @@
+"""Stateless modules of a network: which are known, how they fold time into the batch, how their results round."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+# Linear and elementwise modules treat [B, T, F] as T times [B, F]; the others need time folded into the batch.
+ELEMENTWISE = (
+    nn.Identity,
+    nn.ReLU,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.Softplus,
+    nn.Hardtanh,
+    nn.ReLU6,
+)
+MATMUL = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
+AVERAGE = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+SELECT = (
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.MaxPool3d,
+    nn.AdaptiveMaxPool1d,
+    nn.AdaptiveMaxPool2d,
+    nn.Flatten,
+    nn.Unflatten,
+    nn.ZeroPad2d,
+)
+NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm)
+DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+# Whose result in training mode depends on the other steps' or on chance.
+MODAL = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, *DROPOUT)
+KNOWN = (*ELEMENTWISE, *MATMUL, *AVERAGE, *SELECT, *NORM, *DROPOUT)
+
+
+def is_known(module: nn.Module) -> bool:
+    """Whether it is exactly one of the stateless modules known here; a subclass may compute anything."""
+    return type(module) in KNOWN
+
+
+def per_step(module: nn.Module, xs: Tensor) -> Tensor:
+    """The module called once per time step. xs: [T, B, ...]."""
+    return torch.stack([module(x) for x in xs])
+
+
+def folded(module: nn.Module, xs: Tensor) -> Tensor:
+    """The module called once, batch-first time folded into the batch. xs: [T, B, ...], result likewise."""
+    batch_first = xs.transpose(0, 1)
+    return module(batch_first.flatten(0, 1)).unflatten(0, batch_first.shape[:2]).transpose(0, 1)  # type: ignore[no-any-return]
+
+
+def _absolute(module: nn.Module) -> nn.Module:
+    """A float64 copy with absolute weights: on absolute inputs it gives the sum of the magnitudes of all terms."""
+    twin = copy.deepcopy(module).double()
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.abs_()
+    return twin
+
+
+def _terms(module: nn.Module, x: Tensor, y: Tensor) -> int | None:
+    """How many terms each output of the module sums, or None where no rounding bound is known."""
+    if isinstance(module, MATMUL):
+        weight = module.weight
+        transposed = isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d))
+        return weight.numel() // (1 if transposed else weight.shape[0]) + 1
+    if isinstance(module, AVERAGE):
+        return x[0].numel() // max(1, x.shape[1])
+    return None
+
+
+def rounding_bound(module: nn.Module, x: Tensor, y: Tensor) -> Tensor | None:
+    """How far two correct evaluations of `module(x)` may lie apart, float64, in the shape of y; None: not at all.
+
+    A sum of n products in any order, each rounded, is within n*e times the sum of the terms' magnitudes of the truth
+    (Higham, Accuracy and Stability of Numerical Algorithms, 3.1), so two of them are within twice that.
+    """
+    terms = _terms(module, x, y)
+    if terms is None:
+        return None
+    roundoff = torch.finfo(x.dtype).eps / 2
+    magnitude: Tensor = _absolute(module)(x.double().abs())
+    return 2 * (terms + 1) * roundoff * magnitude + torch.finfo(x.dtype).tiny
+
+
+def nested(modules: Mapping[str, nn.Module], container: Callable[[], nn.Sequential]) -> nn.Sequential:
+    """A tree of containers from dotted names, in order: "0", "1.0", "1.1"."""
+    root = container()
+    for name, module in modules.items():
+        *path, leaf = name.split(".")
+        parent = root
+        for part in path:
+            child = parent._modules.get(part)
+            if child is None:
+                child = container()
+                parent.add_module(part, child)
+            assert isinstance(child, nn.Sequential)
+            parent = child
+        parent.add_module(leaf, module)
+    return root

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.spec import NeuronSpec, Parameter
+from tracetorch.core.spec import NeuronSpec, Parameter, SpecError
 
 FORWARD = ("exact", "rounding", "approximate")
 GRADIENT = ("exact", "rounding", "reparametrised", "differs", "none")
@@ -36,12 +36,15 @@ def parameters(adapter: Adapter, layer: nn.Module) -> dict[str, Tensor]:
 
 
 def readable(layer: nn.Module, attribute: str, raw: str = "value") -> Parameter:
-    """A tensor of a layer as a parameter of a spec. An integer (threshold=1) counts as the float it is computed with."""
+    """A tensor of a layer as a parameter of a spec. An integer (threshold=1) is read as a float."""
     tensor: Tensor = getattr(layer, attribute)
     learnable = tensor.requires_grad
     if not tensor.is_floating_point():
         tensor = tensor.to(torch.get_default_dtype())
-    return Parameter(tensor.detach().cpu().numpy(), learnable, raw)
+    try:
+        return Parameter(tensor.detach().cpu().numpy(), learnable, raw)
+    except (SpecError, TypeError) as error:
+        raise SpecError(f"{attribute}={tensor.dtype}: {error}") from error
 
 
 @dataclass(frozen=True)

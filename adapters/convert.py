@@ -114,7 +114,9 @@ class Conversion:
                 with _CarriedBack(self._source, self._target):
                     rows = _verify.rows(self._source, self._target, xs, self._notes, grad)
         changed = () if carry_back else tuple(_changed(self._source, self._target))
-        return Agreement(self._source.framework, self._target.framework, rows, steps=len(xs), changed_parameters=changed)
+        return Agreement(
+            self._source.framework, self._target.framework, rows, steps=len(xs), changed_parameters=changed
+        )
 
     def _single(self, x: Tensor) -> bool:
         return self._source.adapter.STEPPED and self._time_dim is None
@@ -206,16 +208,22 @@ def _sequence(network: Network, x: Tensor, time_dim: int | None) -> Tensor:
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise ConversionError("''", "sample", kind, "the input must be a floating point tensor", "x.float()")
     if not network.adapter.STEPPED and time_dim not in (None, 1):
-        raise ConversionError("''", "time_dim", time_dim, f"{network.framework} takes [B, T, ...]", "time_dim=1 or None")
+        raise ConversionError(
+            "''", "time_dim", time_dim, f"{network.framework} takes [B, T, ...]", "time_dim=1 or None"
+        )
     if network.adapter.STEPPED and time_dim is None:
         xs = x.unsqueeze(0)
     else:
         axis = _time_axis(network, time_dim)
         if x.ndim < 2 or not -x.ndim <= axis < x.ndim:
-            raise ConversionError("''", "time_dim", axis, f"out of range for the shape {list(x.shape)}", "time_dim=0 or 1")
+            raise ConversionError(
+                "''", "time_dim", axis, f"out of range for the shape {list(x.shape)}", "time_dim=0 or 1"
+            )
         xs = _time_first(network, x, time_dim)
     if xs.numel() == 0:
-        raise ConversionError("''", "sample", list(x.shape), "an empty input proves nothing", "at least one step and sample")
+        raise ConversionError(
+            "''", "sample", list(x.shape), "an empty input proves nothing", "at least one step and sample"
+        )
     return xs
 
 
@@ -240,7 +248,10 @@ def _share(stage: Stage, layer: nn.Module, to: str) -> None:
         same = raw[name] == own.get(name) or {raw[name], own.get(name)} <= set(_SAME_RAW)
         if not same or not torch.equal(tensor.detach().to(mine), mine.detach()):
             raise ConversionError(
-                f"{stage.name!r}", attribute, raw[name], f"{to} keeps it in another form, so it cannot be shared",
+                f"{stage.name!r}",
+                attribute,
+                raw[name],
+                f"{to} keeps it in another form, so it cannot be shared",
                 "share_weights=False",
             )
         if isinstance(mine, nn.Parameter):
@@ -261,7 +272,9 @@ def _copies(network: Network, share: bool) -> dict[str, nn.Module]:
     return {stage.name: copy.deepcopy(stage.inner, memo) for stage in network.stages if not stage.neuron}
 
 
-def _write(network: Network, to: str, stock: bool, share: bool, approximate: bool) -> tuple[Network, dict[str, Sequence[Note]]]:
+def _write(
+    network: Network, to: str, stock: bool, share: bool, approximate: bool
+) -> tuple[Network, dict[str, Sequence[Note]]]:
     """The target network, stage by stage, and the notes of each neuron's build."""
     target = adapter(to)
     notes: dict[str, Sequence[Note]] = {}
@@ -289,7 +302,9 @@ def _check_output(network: Network, target: Network) -> None:
     theirs, ours = network.stages[-1].spec(), target.stages[-1].spec()
     if theirs.stores_before_reset and not ours.stores_before_reset and theirs.reset != "subtract":
         raise ConversionError(
-            f"{network.stages[-1].name!r}", "output", True,
+            f"{network.stages[-1].name!r}",
+            "output",
+            True,
             f"{target.framework} keeps the membrane after the reset, and a reset to a value loses the one before it",
             "output=False in the last layer, or to='tracetorch'",
         )
@@ -299,11 +314,18 @@ def _refuse(rows: Sequence[LayerRow], approximate: bool, gradients: bool) -> Non
     for row in rows:
         if row.forward == "approximate" and not approximate:
             raise ConversionError(
-                f"{row.name!r}", "forward", "approximate", f"measured on the sample: {row.reason}", "allow_approximate=True"
+                f"{row.name!r}",
+                "forward",
+                "approximate",
+                f"measured on the sample: {row.reason}",
+                "allow_approximate=True",
             )
         if gradients and row.gradient in ("differs", "none"):
             raise ConversionError(
-                f"{row.name!r}", "gradient", row.gradient, f"require_gradients=True, but {row.reason}",
+                f"{row.name!r}",
+                "gradient",
+                row.gradient,
+                f"require_gradients=True, but {row.reason}",
                 "stock=False, another target, or require_gradients=False",
             )
 

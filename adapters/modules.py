@@ -55,7 +55,7 @@ def per_step(module: nn.Module, xs: Tensor) -> Tensor:
 def folded(module: nn.Module, xs: Tensor) -> Tensor:
     """The module called once, batch-first time folded into the batch. xs: [T, B, ...], result likewise."""
     batch_first = xs.transpose(0, 1)
-    return module(batch_first.flatten(0, 1)).unflatten(0, batch_first.shape[:2]).transpose(0, 1)  # type: ignore[no-any-return]
+    return module(batch_first.flatten(0, 1)).unflatten(0, batch_first.shape[:2]).transpose(0, 1)
 
 
 def _absolute(module: nn.Module) -> nn.Module:

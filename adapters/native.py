@@ -73,5 +73,3 @@ def wrap(module: nn.Module) -> nn.Module:
 def assemble(modules: Mapping[str, nn.Module], emit_state: bool) -> nn.Module:
     """A `tt.Sequential`; the last layer's state is its attribute `v_mem`."""
     return nested(modules, Sequential)
-
-

@@ -39,7 +39,7 @@ class Stage:
         """A stateless stage over [T, B, ...], as its network applies it."""
         if self.adapter.STEPPED:
             return known.per_step(self.held, xs)
-        return self.held(xs.transpose(0, 1)).transpose(0, 1)  # type: ignore[no-any-return]
+        return self.held(xs.transpose(0, 1)).transpose(0, 1)
 
     def spec(self) -> NeuronSpec:
         """The neuron's spec. Raises `ConversionError` naming the layer."""
@@ -79,7 +79,7 @@ class Network:
         if self.adapter.STEPPED:
             results = [self.root(x) for x in xs]
             return torch.stack([r[0] if isinstance(r, tuple) else r for r in results])
-        return self.root(xs.transpose(0, 1)).transpose(0, 1)  # type: ignore[no-any-return]
+        return self.root(xs.transpose(0, 1)).transpose(0, 1)
 
     def reset(self) -> None:
         """Every neuron back to its initial state."""
@@ -123,25 +123,40 @@ def _children(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]
 def _refuse_hooks(module: nn.Module, path: str) -> None:
     if module._forward_hooks or module._forward_pre_hooks:
         raise ConversionError(
-            f"{path!r}", "hooks", type(module).__name__, "a forward hook may change what the layer computes", "remove it"
+            f"{path!r}",
+            "hooks",
+            type(module).__name__,
+            "a forward hook may change what the layer computes",
+            "remove it",
         )
 
 
 def _batch_first_stages(path: str, child: nn.Module, owner: Adapter) -> Iterator[Stage]:
-    """Stages of a stateless module of a network over [B, T, ...]: bare, or wrapped so that time folds into the batch."""
+    """Stages of a stateless module of a network over [B, T, ...]: bare, or wrapped to fold time into the batch."""
     inner = getattr(child, "module", None)
     if type(child).__name__ in ("Repeat", "PerStep") and isinstance(inner, nn.Module):
         _refuse_hooks(inner, f"{path}.module")
-        parts = list(_children(inner, f"{path}.module.")) if type(inner) is nn.Sequential else [(f"{path}.module", inner)]
+        parts = (
+            list(_children(inner, f"{path}.module.")) if type(inner) is nn.Sequential else [(f"{path}.module", inner)]
+        )
         for name, part in parts:
-            held = child if part is inner else type(child)(part)  # type: ignore[call-arg]
+            held = child if part is inner else type(child)(part)
             yield Stage(name, held, part, False, owner)
     elif type(child) is nn.Flatten and child.start_dim == 2:
         end = child.end_dim - 1 if child.end_dim > 0 else child.end_dim
         yield Stage(path, child, nn.Flatten(1, end), False, owner)
-    elif type(child) in known.KNOWN and type(child) not in (nn.Linear, *known.ELEMENTWISE, *known.DROPOUT, nn.LayerNorm):
+    elif type(child) in known.KNOWN and type(child) not in (
+        nn.Linear,
+        *known.ELEMENTWISE,
+        *known.DROPOUT,
+        nn.LayerNorm,
+    ):
         raise ConversionError(
-            f"{path!r}", "module", type(child).__name__, "it would mix time with its own dimensions", "sinabs.layers.Repeat"
+            f"{path!r}",
+            "module",
+            type(child).__name__,
+            "it would mix time with its own dimensions",
+            "sinabs.layers.Repeat",
         )
     else:
         yield Stage(path, child, child, False, owner)
@@ -159,8 +174,8 @@ def _check_stateless(stage: Stage) -> None:
             f"{stage.name!r}",
             "module",
             f"{cls.__module__}.{cls.__qualname__}",
-            "it is neither a neuron of a known framework nor one of the stateless torch modules known here, so what it keeps "
-            "between steps is unknown",
+            "it is neither a neuron of a known framework nor one of the stateless torch modules known here, so what "
+            "it keeps between steps is unknown",
             f"use one of {', '.join(sorted(m.__name__ for m in known.KNOWN))}",
         )
     if isinstance(stage.inner, known.MODAL) and stage.inner.training:
@@ -183,7 +198,10 @@ def read(net: nn.Module) -> Network:
     if type(net) not in (nn.Sequential, Sequential) and framework_of(net) is None:
         cls = type(net)
         raise ConversionError(
-            f"'' ({cls.__qualname__})", "network", cls.__qualname__, "only an nn.Sequential can be read in this version",
+            f"'' ({cls.__qualname__})",
+            "network",
+            cls.__qualname__,
+            "only an nn.Sequential can be read in this version",
             "write the network as an nn.Sequential of stateless torch modules and neurons",
         )
     _refuse_hooks(net, "")
@@ -192,7 +210,10 @@ def read(net: nn.Module) -> Network:
     present = {framework for framework in frameworks.values() if framework is not None}
     if len(present) != 1:
         raise ConversionError(
-            "''", "framework", sorted(present), "a network to convert has neurons of exactly one framework",
+            "''",
+            "framework",
+            sorted(present),
+            "a network to convert has neurons of exactly one framework",
             "convert each part by itself",
         )
     framework = present.pop()
@@ -207,7 +228,9 @@ def read(net: nn.Module) -> Network:
             stages.extend(_batch_first_stages(path, child, owner))
     neurons = [stage.inner for stage in stages if stage.neuron]
     if len({id(neuron) for neuron in neurons}) != len(neurons):
-        raise ConversionError("''", "neuron", "used twice", "two places would share one state", "give each its own layer")
+        raise ConversionError(
+            "''", "neuron", "used twice", "two places would share one state", "give each its own layer"
+        )
     for stage in stages:
         if not stage.neuron:
             _check_stateless(stage)

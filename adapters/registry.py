@@ -1,4 +1,4 @@
-"""Which frameworks there are. A framework's adapter file is imported only once one of its layers is in hand, or asked for."""
+"""Which frameworks there are. An adapter file is imported only once a layer of its framework is in hand."""
 
 from __future__ import annotations
 
@@ -61,6 +61,7 @@ def adapter_of(module: nn.Module) -> Adapter:
     if name is None:
         cls = type(module)
         raise SpecError(
-            f"{cls.__module__}.{cls.__qualname__} is not a neuron layer of a framework known here ({', '.join(FRAMEWORKS)})"
+            f"{cls.__module__}.{cls.__qualname__} is not a neuron layer of a framework known here "
+            f"({', '.join(FRAMEWORKS)})"
         )
     return adapter(name)

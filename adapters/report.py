@@ -24,7 +24,7 @@ class LayerRow:
             and input, outside the rounding bound.
         state_violations: states of the target outside the rounding bound.
         first_violation: (time step, index) of the first of these, or None.
-        max_state_difference: between source and target layer on the source's own input, up to a neuron's first mismatch.
+        max_state_difference: between the layers on the source's own input, up to a neuron's first mismatch.
         gradient_error: largest max|difference| / max|gradient| over the layer's tensors, against the oracle.
         max_output_difference: for a stateless module, against the source's on the target's own input.
     """
@@ -50,7 +50,10 @@ class LayerRow:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[k]) for row in (header, *rows)) for k in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (header, *rows)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (header, *rows)
+    ]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
@@ -77,9 +80,7 @@ class Report:
 
     def __str__(self) -> str:
         header = ("layer", "source", "target", "forward", "gradient", "carried", "reason")
-        cells = [
-            (r.name, r.source, r.target, r.forward, r.gradient, ", ".join(r.carried), r.reason) for r in self.rows
-        ]
+        cells = [(r.name, r.source, r.target, r.forward, r.gradient, ", ".join(r.carried), r.reason) for r in self.rows]
         return f"{self.source} -> {self.target}\n{_table(header, cells)}"
 
 
@@ -127,8 +128,8 @@ class Agreement(Report):
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        names = ("steps", "ok", "spike_slots", "spike_mismatches", "unexplained_mismatches")
-        names += ("max_state_difference", "gradient_error", "changed_parameters")
+        names = ["steps", "ok", "spike_slots", "spike_mismatches", "unexplained_mismatches"]
+        names += ["max_state_difference", "gradient_error", "changed_parameters"]
         return {**super().to_dict(), **{name: getattr(self, name) for name in names}}
 
     def __str__(self) -> str:
@@ -139,7 +140,8 @@ class Agreement(Report):
                 "verify(x, carry_back=True) asks whether the conversion still holds with them"
             )
         return (
-            f"{super().__str__()}\n{'agree' if self.ok else 'DO NOT AGREE'}: {self.spike_mismatches} of {self.spike_slots} "
-            f"spikes differ over {self.steps} steps, {self.unexplained_mismatches} unexplained; largest state difference "
-            f"{self.max_state_difference:.2g}; gradient error {self.gradient_error:.2g}{changed}"
+            f"{super().__str__()}\n{'agree' if self.ok else 'DO NOT AGREE'}: {self.spike_mismatches} of "
+            f"{self.spike_slots} spikes differ over {self.steps} steps, {self.unexplained_mismatches} unexplained; "
+            f"largest state difference {self.max_state_difference:.2g}; gradient error {self.gradient_error:.2g}"
+            f"{changed}"
         )

@@ -9,7 +9,8 @@ Equations, alpha = exp(-1/tau_mem) or the trained alpha_mem, input [B, T, ...]:
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -105,6 +106,12 @@ class Reset:
             threshold = threshold / self.layer.alpha_mem_calculated
         return {**state, "v_mem": v - s * threshold}
 
+    def serving(self, layer: sl.LIF) -> Reset:
+        """The same reset for another layer."""
+        twin = copy.copy(self)
+        twin.layer = layer
+        return twin
+
     @property
     def single(self) -> bool:
         """Whether the layer emits at most one spike a step."""
@@ -116,21 +123,32 @@ class Reset:
         return f"Reset({self.kind}{amount}{', detached' if self.detached else ''})"
 
 
-class LIF(sl.LIF):  # type: ignore[misc]
+class LIF(sl.LIF):
     """A `sinabs.layers.LIF` that copies faithfully.
 
-    sinabs 3.1.3 copies a layer by constructing it anew from its arguments: the copy shares `reset_fn` with the original,
-    forgets what was frozen (`requires_grad`) and the training mode. This subclass changes that and nothing else.
+    sinabs 3.1.3 copies a layer by constructing it anew from its arguments: the copy shares `reset_fn` with the
+    original, forgets what was frozen (`requires_grad`) and the training mode. This subclass changes that.
+
+    Args:
+        clamp_alpha: keep a trained alpha_mem in [0, 1] in the forward pass, as snnTorch does with its beta.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._bind()
+    def __init__(self, *, clamp_alpha: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.clamp_alpha = clamp_alpha
+        reset_fn: Any = kwargs.get("reset_fn")
+        if isinstance(reset_fn, Reset):
+            self.reset_fn = reset_fn.serving(self)
 
-    def _bind(self) -> None:
-        if isinstance(self.reset_fn, Reset):
-            self.reset_fn = copy.copy(self.reset_fn)
-            self.reset_fn.layer = self
+    @property
+    def alpha_mem_calculated(self) -> Tensor:
+        """The decay of the membrane in one step."""
+        alpha: Tensor = super().alpha_mem_calculated
+        return alpha.clamp(0, 1) if self.clamp_alpha else alpha
+
+    @property
+    def _param_dict(self) -> dict[str, Any]:
+        return {**super()._param_dict, "clamp_alpha": self.clamp_alpha}
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> LIF:
         twin: LIF = super().__deepcopy__(memo)
@@ -178,9 +196,11 @@ def _spike_choices(layer: Any) -> dict[str, Any]:
         return {**choices, "spike_count": "multiple"}
     if type(function) is activation.MaxSpike:
         limit = function.max_num_spikes_per_bin
-        return {**choices, "spike_count": "multiple"} if limit is None else {
-            **choices, "spike_count": "limited", "max_spikes": limit
-        }
+        return (
+            {**choices, "spike_count": "multiple"}
+            if limit is None
+            else {**choices, "spike_count": "limited", "max_spikes": limit}
+        )
     raise SpecError(f"spike_fn={function!r}: only SingleSpike, MultiSpike and MaxSpike can be read")
 
 
@@ -193,9 +213,9 @@ def _reset_choices(layer: Any) -> tuple[dict[str, Any], dict[str, Parameter]]:
     function = layer.reset_fn
     if isinstance(function, Reset):
         zero = {"reset_value": _as_parameter(0.0, layer)} if function.kind == "value" else {}
-        amount = "threshold_over_decay" if function.over_decay else "threshold"
-        gradient = "detached" if function.detached else "attached"
-        return {"reset": function.kind, "reset_amount": amount, "reset_gradient": gradient}, zero
+        choices = {"reset": function.kind, "reset_gradient": "detached" if function.detached else "attached"}
+        choices["reset_amount"] = "threshold_over_decay" if function.over_decay else "threshold"
+        return choices, zero
     if type(function) is activation.MembraneSubtract:
         if function.subtract_value is None:
             return {"reset": "subtract"}, {}
@@ -215,12 +235,21 @@ def spec(layer: nn.Module, dt: float | None = None) -> NeuronSpec:
     """
     if type(layer) not in (sl.LIF, LIF):
         cls = type(layer)
-        raise SpecError(f"{cls.__module__}.{cls.__qualname__}: of sinabs's neurons only LIF can be read in this version")
+        raise SpecError(
+            f"{cls.__module__}.{cls.__qualname__}: of sinabs's neurons only LIF can be read in this version"
+        )
     source: Any = layer
     own = attributes(layer)
-    raw = "value" if source.train_alphas else "exp_tau"
-    values = {name: readable(layer, attr, raw if name.endswith("_decay") else "value") for name, attr in own.items()}
-    choices: dict[str, Any] = {"output": "membrane", "spike_count": "none", "reset": "none", "threshold_gradient": False}
+    raws = dict.fromkeys(("mem_decay", "syn_decay"), "value" if source.train_alphas else "exp_tau")
+    if getattr(source, "clamp_alpha", False):
+        raws["mem_decay"] = "clamped"
+    values = {name: readable(layer, attribute, raws.get(name, "value")) for name, attribute in own.items()}
+    choices: dict[str, Any] = {
+        "output": "membrane",
+        "spike_count": "none",
+        "reset": "none",
+        "threshold_gradient": False,
+    }
     if source.spike_fn is not None:
         reset, extra = _reset_choices(source)
         values |= extra
@@ -278,14 +307,22 @@ def _decay_arguments(spec: NeuronSpec, building: Building) -> tuple[bool, dict[s
     for name, decay in decays.items():
         tensor = torch.from_numpy(decay.value.copy())
         if train_alphas:
-            inside = bool(((decay.value >= 0) & (decay.value <= 1)).all())
-            if decay.raw == "clamped" and decay.learnable and not inside:
-                building.cannot(name, float(decay.value.max()), "sinabs does not clamp alpha to [0, 1]", "a value in [0, 1]")
+            if decay.raw == "clamped" and decay.learnable and building.stock:
+                building.note(
+                    name, "sinabs does not clamp alpha to [0, 1], as the source does: equal while it stays inside"
+                )
             if decay.raw not in ("value", "clamped") and decay.learnable:
                 building.note(name, f"learned as alpha, in the source as {decay.raw}", gradient="reparametrised")
-            tensor = from_raw(decay.raw, tensor).detach()
+            if not _clamps(spec, building):
+                tensor = from_raw(decay.raw, tensor).detach()
         tensors[f"{'alpha' if train_alphas else 'tau'}_{name.removesuffix('_decay')}"] = tensor
     return train_alphas, tensors
+
+
+def _clamps(spec: NeuronSpec, building: Building) -> bool:
+    """Whether the layer must keep a trained alpha in [0, 1] itself."""
+    decay = spec.parameters["mem_decay"]
+    return decay.raw == "clamped" and decay.learnable and not building.stock
 
 
 def _spike_arguments(spec: NeuronSpec, building: Building) -> tuple[Any, Any]:
@@ -297,7 +334,9 @@ def _spike_arguments(spec: NeuronSpec, building: Building) -> tuple[Any, Any]:
     if stock is not None:
         surrogate = stock[0](**dict(spec.surrogate.parameters))
     elif building.stock:
-        building.note("surrogate", f"{spec.surrogate} is not in sinabs; SingleExponential in its place", gradient="differs")
+        building.note(
+            "surrogate", f"{spec.surrogate} is not in sinabs; SingleExponential in its place", gradient="differs"
+        )
         surrogate = activation.SingleExponential()
     else:
         building.note("surrogate", f"custom callable: {spec.surrogate}")
@@ -311,6 +350,10 @@ def _spike_arguments(spec: NeuronSpec, building: Building) -> tuple[Any, Any]:
         if through:
             building.note("threshold", "sinabs passes no gradient from the spikes to the threshold", gradient="differs")
         if spec.comparison == ">":
+            if spec.parameters["threshold"].learnable:
+                building.cannot(
+                    "comparison", ">", "a learnable threshold cannot be kept one float higher", "stock=False"
+                )
             building.note("comparison", "u > threshold as u >= the next larger float")
         return function, surrogate
     if spec.comparison == ">" or through or stock is None:
@@ -328,8 +371,8 @@ def _reset_argument(spec: NeuronSpec, building: Building) -> Any:
         building.cannot(
             "reset_timing",
             spec.reset_timing,
-            "snnTorch's reset_delay=False subtracts again from a membrane still above the threshold before the next spike "
-            "test; sinabs sees only the present membrane",
+            "snnTorch's reset_delay=False subtracts again from a membrane still above the threshold before the next "
+            "spike test; sinabs sees only the present membrane",
             "reset_delay=True in the source, or to='tracetorch'",
         )
     if spec.reset == "add_value":
@@ -349,6 +392,10 @@ def _reset_argument(spec: NeuronSpec, building: Building) -> Any:
             raise building.impossible("reset_gradient", "detached", "with an amount of its own", "to='tracetorch'")
         return activation.MembraneSubtract(_plain(spec.parameters["reset_amount"], "reset_amount", building))
     over_decay = spec.reset_amount == "threshold_over_decay" or spec.reset_timing == "next_step_after_decay"
+    decay = spec.parameters["mem_decay"]
+    if over_decay and not from_raw(decay.raw, torch.from_numpy(decay.value.copy())).all():
+        why = "subtracted after the decay, which sinabs could only do as threshold / alpha"
+        raise building.impossible("mem_decay", 0.0, why, "a decay above 0, or to='tracetorch'")
     if not building.stock:
         if not over_decay and not detached:
             return activation.MembraneSubtract()
@@ -359,7 +406,9 @@ def _reset_argument(spec: NeuronSpec, building: Building) -> Any:
         building.note("reset_gradient", "the reset stays in the graph; the source detaches it", gradient="differs")
     p = spec.parameters
     if (over_decay and p["mem_decay"].learnable) or p["threshold"].learnable:
-        building.cannot("reset_amount", "threshold / alpha", "a stock MembraneSubtract does not follow training", "stock=False")
+        building.cannot(
+            "reset_amount", "threshold / alpha", "a stock MembraneSubtract does not follow training", "stock=False"
+        )
     threshold, alpha = (torch.from_numpy(p[name].value.copy()) for name in ("threshold", "mem_decay"))
     return activation.MembraneSubtract(threshold / from_raw(p["mem_decay"].raw, alpha) if over_decay else threshold)
 
@@ -378,7 +427,9 @@ def build(spec: NeuronSpec, building: Building) -> nn.Module:
     for name, neutral in (("spike_scale", 1.0), ("bias", 0.0), ("leak", 0.0)):
         parameter = spec.parameters.get(name)
         if parameter is not None and ((parameter.value != neutral).any() or parameter.learnable):
-            raise building.impossible(name, str(parameter), f"sinabs.layers.LIF has only {neutral:g}", "to='tracetorch'")
+            raise building.impossible(
+                name, str(parameter), f"sinabs.layers.LIF has only {neutral:g}", "to='tracetorch'"
+            )
     if spec.input_gain == "value":
         raise building.impossible("input_gain", "value", "sinabs has 1 or 1 - alpha", "to='tracetorch'")
     train_alphas, decays = _decay_arguments(spec, building)
@@ -391,8 +442,12 @@ def build(spec: NeuronSpec, building: Building) -> nn.Module:
             threshold = torch.nextafter(threshold, torch.full_like(threshold, torch.inf))
         arguments["spike_threshold"] = threshold
     frozen = not all(spec.parameters[n].learnable for n in ("mem_decay", "syn_decay") if n in spec.parameters)
-    custom = isinstance(arguments.get("reset_fn"), Reset) or frozen
-    cls = LIF if custom and not building.stock else sl.LIF
+    custom = isinstance(arguments.get("reset_fn"), Reset) or frozen or _clamps(spec, building)
+    cls: Callable[..., Any] = sl.LIF
+    if custom and building.stock:
+        building.note("learnable", "a copy.deepcopy by sinabs itself makes frozen parameters trainable")
+    elif custom:
+        cls = functools.partial(LIF, clamp_alpha=_clamps(spec, building))
     low = spec.parameters.get("min_v_mem")
     layer = cls(
         tau_mem=1.0,
@@ -420,5 +475,3 @@ def wrap(module: nn.Module) -> nn.Module:
 def assemble(modules: Mapping[str, nn.Module], emit_state: bool) -> nn.Module:
     """An `nn.Sequential` over [B, T, ...]."""
     return nested(modules, nn.Sequential)
-
-

@@ -10,7 +10,7 @@ Equations of `Leaky`, b = clamp(beta, 0, 1), r = [mem > theta] of the membrane l
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import snntorch
 import torch
@@ -71,7 +71,7 @@ class SpikeGrad:
         return f"SpikeGrad({self.surrogate}, {'>' if self.strict else '>='})"
 
 
-class Leaky(snntorch.Leaky):  # type: ignore[misc]
+class Leaky(snntorch.Leaky):
     """A `snntorch.Leaky` whose reset acts once, in the step of the spike.
 
     snnTorch 1.0.0 has no such reset: with `reset_delay=True` the threshold is subtracted after the next decay, with
@@ -136,8 +136,8 @@ def _surrogate(layer: Any) -> tuple[Surrogate, bool]:
             ours, names = _SURROGATES[name]
             return Surrogate(ours, tuple((names[k], float(cells[k].cell_contents)) for k in names)), True
     raise SpecError(
-        f"spike_grad={function!r}: only snntorch.surrogate's {', '.join(_SURROGATES)} can be read; a function of your own "
-        "has no name that another framework knows"
+        f"spike_grad={function!r}: only snntorch.surrogate's {', '.join(_SURROGATES)} can be read; a function of your "
+        "own has no name that another framework knows"
     )
 
 
@@ -153,7 +153,9 @@ def spec(layer: nn.Module, dt: float | None = None) -> NeuronSpec:
         return layer.choices.replace(parameters=present)
     if type(layer) is not snntorch.Leaky:
         cls = type(layer)
-        raise SpecError(f"{cls.__module__}.{cls.__qualname__}: of snnTorch's neurons only Leaky can be read in this version")
+        raise SpecError(
+            f"{cls.__module__}.{cls.__qualname__}: of snnTorch's neurons only Leaky can be read in this version"
+        )
     source: Any = layer
     if source.inhibition:
         raise SpecError("inhibition=True: it couples the neurons of a layer; only inhibition=False can be read")
@@ -197,7 +199,8 @@ def states(layer: nn.Module) -> tuple[str, ...]:
 
 def reset(layer: nn.Module) -> None:
     """An empty membrane: the next call makes it zero in the input's shape."""
-    layer.mem = torch.zeros(0, device=layer.mem.device)  # type: ignore[union-attr, arg-type]
+    mem = cast(Tensor, layer.mem)
+    layer.mem = torch.zeros(0, device=mem.device)
 
 
 def trace(layer: nn.Module, xs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -272,7 +275,9 @@ def _stock_mechanism(spec: NeuronSpec, building: Building) -> tuple[str, bool]:
         building.cannot("clamp", spec.clamp, "snntorch.Leaky has no lower bound", remedy)
     mechanism = _mechanism(spec)
     if mechanism is None:
-        building.cannot("reset", spec.reset, "snntorch.Leaky has no such reset that acts in the spike's own step", remedy)
+        building.cannot(
+            "reset", spec.reset, "snntorch.Leaky has no such reset that acts in the spike's own step", remedy
+        )
         mechanism = ("zero" if "value" in spec.reset else "subtract", True)
     return mechanism
 
@@ -288,7 +293,9 @@ def build(spec: NeuronSpec, building: Building) -> nn.Module:
             check_form(form)
         except SpecError as error:
             raise building.impossible("reset", spec.reset, str(error), "to='tracetorch'") from error
-        building.note("reset", "custom class tracetorch.adapters.snntorch.Leaky: the reset acts once, in the spike's step")
+        building.note(
+            "reset", "custom class tracetorch.adapters.snntorch.Leaky: the reset acts once, in the spike's step"
+        )
         return Leaky(form)
     mechanism = _stock_mechanism(spec, building)
     p = {name: torch.from_numpy(parameter.value.copy()) for name, parameter in spec.parameters.items()}
@@ -316,7 +323,7 @@ def build(spec: NeuronSpec, building: Building) -> nn.Module:
     )
     if isinstance(grad, SpikeGrad):
         grad.layer = layer
-    return layer  # type: ignore[no-any-return]
+    return layer
 
 
 def wrap(module: nn.Module) -> nn.Module:
@@ -326,7 +333,7 @@ def wrap(module: nn.Module) -> nn.Module:
 
 def assemble(modules: Mapping[str, nn.Module], emit_state: bool) -> nn.Module:
     """An `nn.Sequential`, one step per call, states hidden; the last neuron returns its membrane too if asked."""
-    last = next(reversed(modules.values()))
+    last = list(modules.values())[-1]
     if emit_state and is_neuron(last):
-        last.output = True  # type: ignore[assignment]
+        cast(Any, last).output = True
     return nested(modules, nn.Sequential)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,18 +23,25 @@ from tracetorch.core.spec import NeuronSpec, Parameter
 GRADIENT_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 
+@dataclass(frozen=True)
+class Gradients:
+    """Of one stage: of its input and output [T, B, ...], and of its trainable parameters by name."""
+
+    x: Tensor
+    y: Tensor
+    parameters: dict[str, Tensor]
+
+
 @dataclass
 class Observed:
-    """What one stage received and did, [T, B, ...], and its gradients if asked for."""
+    """What one stage received and did, [T, B, ...]. `spec` is None for a stateless module, `grad` if not asked for."""
 
     stage: Stage
     x: Tensor
     y: Tensor
     states: dict[str, Tensor]
-    spec: NeuronSpec | None
-    grad_x: Tensor | None = None
-    grad_y: Tensor | None = None
-    grads: dict[str, Tensor] | None = None
+    spec: Any
+    grad: Any = None
 
     def recording(self) -> oracle.Recording:
         """For the oracle."""
@@ -83,9 +91,8 @@ def _differentiate(seen: Sequence[Observed], cotangent: Tensor) -> None:
         return torch.zeros_like(tensor) if gradient is None else gradient
 
     for k, o in enumerate(seen):
-        o.grad_x = of(o.x)
-        o.grad_y = cotangent if k + 1 == len(seen) else of(seen[k + 1].x)
-        o.grads = {name: of(tensor) for name, tensor in trainable[k].items()}
+        grad_y = cotangent if k + 1 == len(seen) else of(seen[k + 1].x)
+        o.grad = Gradients(of(o.x), grad_y, {name: of(tensor) for name, tensor in trainable[k].items()})
 
 
 def _equal_bits(a: Tensor, b: Tensor) -> bool:
@@ -99,13 +106,11 @@ def _alone(target: Observed, source: Observed, grad: bool) -> Observed:
         y, states = target.stage.adapter.trace(target.stage.inner, x)
     alone = Observed(target.stage, x, y, states, target.spec)
     if grad:
-        assert source.grad_y is not None
-        _differentiate([alone], source.grad_y.to(y.dtype))
+        _differentiate([alone], source.grad.y.to(y.dtype))
     return alone
 
 
 def _canonical_membrane(o: Observed) -> np.ndarray:
-    assert o.spec is not None
     _, _, v = oracle.trajectory(o.spec, o.recording())
     return v
 
@@ -113,8 +118,12 @@ def _canonical_membrane(o: Observed) -> np.ndarray:
 def _state_difference(source: Observed, alone: Observed) -> float:
     """Largest difference of the membranes after their reset, up to and without the first mismatch of each neuron."""
     differ = np.logical_or.accumulate(_numpy(source.y) != _numpy(alone.y), axis=0)
-    difference = np.abs(_canonical_membrane(source) - _canonical_membrane(alone))
-    if source.spec is not None and source.spec.output == "membrane":
+    if source.spec.stores_before_reset == alone.spec.stores_before_reset:
+        membranes = [_numpy(o.states["v_mem"]).astype(np.float64) for o in (source, alone)]
+    else:
+        membranes = [_canonical_membrane(o) for o in (source, alone)]
+    difference = np.abs(membranes[0] - membranes[1])
+    if source.spec.output == "membrane":
         differ = np.zeros_like(differ)
     left = difference[~differ & np.isfinite(difference)]
     return float(left.max()) if left.size else 0.0
@@ -122,7 +131,6 @@ def _state_difference(source: Observed, alone: Observed) -> float:
 
 def _same_states(source: Observed, alone: Observed) -> bool:
     """Whether the membranes are bit-identical, in the form in which both or only one of them shows it."""
-    assert source.spec is not None and alone.spec is not None
     if source.states.keys() != alone.states.keys():
         return False
     if source.spec.stores_before_reset == alone.spec.stores_before_reset:
@@ -142,17 +150,17 @@ def _gradient_spec(source: NeuronSpec, target: NeuronSpec) -> NeuronSpec:
 
 def _gradient_errors(source: Observed, target: Observed) -> dict[str, float]:
     """Each tensor's error against the oracle's gradient along the target's own trajectory."""
-    assert source.spec is not None and target.spec is not None
-    assert target.grad_x is not None and target.grad_y is not None and target.grads is not None
-    truth = oracle.gradients(_gradient_spec(source.spec, target.spec), target.recording(), _numpy(target.grad_y))
-    errors = {"input": oracle.gradient_error(_numpy(target.grad_x), truth["x"])}
-    for name, gradient in target.grads.items():
+    truth = oracle.gradients(_gradient_spec(source.spec, target.spec), target.recording(), _numpy(target.grad.y))
+    errors = {"input": oracle.gradient_error(_numpy(target.grad.x), truth["x"])}
+    for name, gradient in target.grad.parameters.items():
         if name in truth:
             errors[name] = oracle.gradient_error(_numpy(gradient), truth[name])
     return errors
 
 
-def _neuron_gradient(source: Observed, target: Observed, alone: Observed, notes: Sequence[Note]) -> tuple[str, float, str]:
+def _neuron_gradient(
+    source: Observed, target: Observed, alone: Observed, notes: Sequence[Note]
+) -> tuple[str, float, str]:
     """Verdict, error and what to say of it."""
     errors = _gradient_errors(source, target)
     worst = max(errors, key=lambda name: errors[name])
@@ -165,10 +173,10 @@ def _neuron_gradient(source: Observed, target: Observed, alone: Observed, notes:
         return "differs", error, f"{measured}, measured"
     if "reparametrised" in promised:
         return "reparametrised", error, measured
-    assert source.grads is not None and alone.grads is not None
-    assert source.grad_x is not None and alone.grad_x is not None
-    same = source.grads.keys() == alone.grads.keys() and _equal_bits(source.grad_x, alone.grad_x)
-    same = same and all(_equal_bits(source.grads[name], alone.grads[name]) for name in source.grads)
+    same = source.grad.parameters.keys() == alone.grad.parameters.keys() and _equal_bits(source.grad.x, alone.grad.x)
+    same = same and all(
+        _equal_bits(source.grad.parameters[name], alone.grad.parameters[name]) for name in source.grad.parameters
+    )
     return ("exact" if same else "rounding"), error, "" if same else measured
 
 
@@ -184,7 +192,6 @@ def _carried(source: Stage, target: Stage) -> tuple[str, ...]:
 
 def judge_neuron(source: Observed, target: Observed, notes: Sequence[Note], grad: bool) -> LayerRow:
     """The row of a neuron layer."""
-    assert source.spec is not None and target.spec is not None
     reasons = [f"{note.field}: {note.text}" for note in notes]
     own = oracle.judge(source.spec, source.recording())
     if not own.ok:
@@ -226,14 +233,15 @@ def judge_neuron(source: Observed, target: Observed, notes: Sequence[Note], grad
 
 def _stateless_gradient_error(source: Stage, target: Observed) -> float:
     """The target's gradients against the source module's, in float64, on what the target received."""
-    assert target.grad_x is not None and target.grad_y is not None and target.grads is not None
     module = copy.deepcopy(source.inner).double()
     x = target.x.detach().double().flatten(0, 1).requires_grad_()
-    named = {name: p for name, p in module.named_parameters() if name in target.grads}
+    named = {name: p for name, p in module.named_parameters() if name in target.grad.parameters}
     with torch.enable_grad():
         y = module(x)
-        truth = torch.autograd.grad(y, [x, *named.values()], target.grad_y.double().flatten(0, 1), allow_unused=True)
-    pairs = list(zip([target.grad_x.flatten(0, 1), *(target.grads[name] for name in named)], truth, strict=True))
+        truth = torch.autograd.grad(y, [x, *named.values()], target.grad.y.double().flatten(0, 1), allow_unused=True)
+    pairs = list(
+        zip([target.grad.x.flatten(0, 1), *(target.grad.parameters[name] for name in named)], truth, strict=True)
+    )
     return max(oracle.gradient_error(_numpy(g), _numpy(t)) for g, t in pairs if t is not None)
 
 
@@ -243,21 +251,31 @@ def judge_stateless(source: Observed, target: Observed, grad: bool) -> LayerRow:
         expected = source.stage.apply(target.x.detach())
     if expected.shape != target.y.shape or expected.dtype != target.y.dtype:
         raise ConversionError(
-            f"{source.stage.name!r}", "output", list(target.y.shape), f"the source gives {list(expected.shape)}", "report this"
+            f"{source.stage.name!r}",
+            "output",
+            list(target.y.shape),
+            f"the source gives {list(expected.shape)}",
+            "report this",
         )
     difference = float((expected - target.y.detach()).abs().max())
     forward, reason = "exact", ""
     if not _equal_bits(expected, target.y):
         flat = target.x.detach().flatten(0, 1)
         bound = known.rounding_bound(source.stage.inner, flat, expected)
-        within = bound is not None and bool(((expected - target.y).detach().double().abs().flatten(0, 1) <= bound).all())
+        within = bound is not None and bool(
+            ((expected - target.y).detach().double().abs().flatten(0, 1) <= bound).all()
+        )
         forward = "rounding" if within else "approximate"
-        reason = "time is folded into the batch: sums in another order" if within else f"differs by up to {difference:.2g}"
+        reason = (
+            "time is folded into the batch: sums in another order" if within else f"differs by up to {difference:.2g}"
+        )
     gradient, error = "", 0.0
     if grad:
         error = _stateless_gradient_error(source.stage, target)
-        exact = source.grad_x is not None and target.grad_x is not None and _equal_bits(source.grad_x, target.grad_x)
-        exact = exact and all(_equal_bits(source.grads[n], target.grads[n]) for n in source.grads)  # type: ignore
+        exact = _equal_bits(source.grad.x, target.grad.x)
+        exact = exact and all(
+            _equal_bits(source.grad.parameters[n], target.grad.parameters[n]) for n in source.grad.parameters
+        )
         gradient = "exact" if exact else "rounding" if error <= GRADIENT_TOLERANCE[target.x.dtype] else "differs"
     return LayerRow(
         name=source.stage.name,
@@ -282,12 +300,17 @@ def check_chain(network: Network, xs: Tensor, seen: Sequence[Observed]) -> None:
         whole = network.forward(xs.detach())
     if not _equal_bits(whole, seen[-1].y):
         raise ConversionError(
-            "''", "forward", type(network.root).__name__, "its own forward differs from that of its layers one by one",
+            "''",
+            "forward",
+            type(network.root).__name__,
+            "its own forward differs from that of its layers one by one",
             "remove what acts beside the layers, such as hooks",
         )
 
 
-def rows(source: Network, target: Network, xs: Tensor, notes: dict[str, Sequence[Note]], grad: bool) -> tuple[LayerRow, ...]:
+def rows(
+    source: Network, target: Network, xs: Tensor, notes: dict[str, Sequence[Note]], grad: bool
+) -> tuple[LayerRow, ...]:
     """Run both on [T, B, ...] and judge every layer. The networks' states are changed: see `network.preserved`."""
     seen, made = observe(source, xs, grad), observe(target, xs, grad)
     check_chain(source, xs, seen)

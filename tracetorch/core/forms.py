@@ -1,4 +1,4 @@
-"""The step built from a `NeuronSpec`: one function per `form`, the order of operations in which a framework computes it.
+"""The step built from a `NeuronSpec`: one function per `form`, the order of a framework's operations.
 
 A form is a row of `FORMS`: which choices it can compute, and `step(spec, p, x, *states) -> output, *new_states` in
 ordinary torch operations. `p` holds the values in the equations (raw forms applied) by parameter name, broadcastable

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tracetorch.core.raw import from_raw
 
@@ -41,7 +40,9 @@ class Layer(nn.Module):
     def __init__(self, num_neurons: int | None = None, dim: int = -1) -> None:
         super().__init__()
         if num_neurons is not None and (not isinstance(num_neurons, int) or num_neurons < 1):
-            raise ValueError(f"{type(self).__name__}: num_neurons must be an integer of at least 1, not {num_neurons!r}")
+            raise ValueError(
+                f"{type(self).__name__}: num_neurons must be an integer of at least 1, not {num_neurons!r}"
+            )
         self.num_neurons = num_neurons
         self.dim = dim
         self._raw_forms: dict[str, str] = {}
@@ -91,7 +92,7 @@ class Layer(nn.Module):
     def __getattr__(self, name: str) -> Any:
         raw_forms = self.__dict__.get("_raw_forms", {})
         if name in raw_forms:
-            return from_raw(raw_forms[name], super().__getattr__(f"raw_{name}"))
+            return from_raw(raw_forms[name], cast(Tensor, super().__getattr__(f"raw_{name}")))
         return super().__getattr__(name)
 
     # ---- running -------------------------------------------------------------------------------------------------
@@ -126,7 +127,9 @@ class Layer(nn.Module):
         outputs, _ = self.trace(xs, time_dim, states=())
         return outputs
 
-    def trace(self, xs: Tensor, time_dim: int = 0, states: Sequence[str] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def trace(
+        self, xs: Tensor, time_dim: int = 0, states: Sequence[str] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """`unroll` that also records states: returns the outputs and `{state: its values after every step}`."""
         names = self._state_names if states is None else tuple(states)
         outputs: list[Tensor] = []
@@ -145,7 +148,9 @@ class Layer(nn.Module):
         if self.num_neurons is None:
             return
         if not -x.ndim <= self.dim < x.ndim:
-            raise ValueError(f"{type(self).__name__}: dim={self.dim} is out of range for an input of {x.ndim} dimensions")
+            raise ValueError(
+                f"{type(self).__name__}: dim={self.dim} is out of range for an input of {x.ndim} dimensions"
+            )
         if x.shape[self.dim] != self.num_neurons:
             raise ValueError(
                 f"{type(self).__name__}: the input has size {x.shape[self.dim]} at dim={self.dim}, but "
@@ -158,10 +163,10 @@ class Layer(nn.Module):
             return torch.zeros_like(x)
         if state.shape != x.shape:
             raise ValueError(
-                f"{type(self).__name__}: the state {name!r} has shape {list(state.shape)} from the last call, the input "
-                f"has {list(x.shape)}; call reset_states() before another batch size or shape"
+                f"{type(self).__name__}: the state {name!r} has shape {list(state.shape)} from the last call, the "
+                f"input has {list(x.shape)}; call reset_states() before another batch size or shape"
             )
-        return state  # type: ignore[no-any-return]
+        return state
 
     # ---- states --------------------------------------------------------------------------------------------------
 
@@ -214,4 +219,6 @@ class Layer(nn.Module):
         return attributes
 
     def extra_repr(self) -> str:
-        return "" if self.num_neurons is None else f"{self.num_neurons}" + (f", dim={self.dim}" if self.dim != -1 else "")
+        return (
+            "" if self.num_neurons is None else f"{self.num_neurons}" + (f", dim={self.dim}" if self.dim != -1 else "")
+        )

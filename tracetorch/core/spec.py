@@ -244,7 +244,10 @@ class NeuronSpec:
         self._check_parameters()
 
     def _check_numbers(self) -> None:
-        for number, choice in (("max_spikes", ("spike_count", "limited")), ("refractory_steps", ("refractory", "hold"))):
+        for number, choice in (
+            ("max_spikes", ("spike_count", "limited")),
+            ("refractory_steps", ("refractory", "hold")),
+        ):
             value, needed = getattr(self, number), getattr(self, choice[0]) == choice[1]
             if needed and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise SpecError(f"{number}={value!r}: {choice[0]}={choice[1]!r} needs an integer of at least 1")

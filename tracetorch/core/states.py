@@ -16,13 +16,13 @@ def _layers(module: nn.Module) -> Iterator[tuple[str, Layer]]:
 
 
 def reset_states(module: nn.Module) -> None:
-    """Forget the states of every native layer in `module`, itself included; the next step starts from the initial ones."""
+    """Forget the states of every native layer in `module`; the next step starts from the initial ones."""
     for _, layer in _layers(module):
         layer.reset_states()
 
 
 def detach_states(module: nn.Module) -> None:
-    """Cut the states of every native layer from the graph that computed them (truncated backpropagation through time)."""
+    """Cut the states of every native layer from the graph that computed them (truncated backpropagation)."""
     for _, layer in _layers(module):
         layer.detach_states()
 

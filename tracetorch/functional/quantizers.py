@@ -19,7 +19,7 @@ class _RoundSTE(torch.autograd.Function):
         return grads[0].clone(), None
 
 
-class round_ste(nn.Module):  # noqa: N801 - a contract name, used like a function that makes a quantizer
+class round_ste(nn.Module):
     """Round to the nearest multiple of `step_size` (ties to even), gradient 1.
 
     Args:
@@ -37,7 +37,7 @@ class round_ste(nn.Module):  # noqa: N801 - a contract name, used like a functio
 
     def forward(self, x: Tensor) -> Tensor:
         """x, any shape -> the same shape, multiples of `step_size`."""
-        return _RoundSTE.apply(x, self.step_size)  # type: ignore[no-any-return]
+        return _RoundSTE.apply(x, self.step_size)
 
     def extra_repr(self) -> str:
         return f"step_size={self.step_size:g}"

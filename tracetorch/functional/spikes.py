@@ -46,11 +46,11 @@ class _Count(torch.autograd.Function):
 
 
 def heaviside(z: Tensor, threshold: Tensor, surrogate: Surrogate, *, strict: bool = True) -> Tensor:
-    """Spikes of `z = v - threshold`, any shape: 1 where `z > 0` (`strict`) or `z >= 0`, else 0; float32, as in the peers.
+    """Spikes of `z = v - threshold`, any shape: 1 where `z > 0` (`strict`) or `z >= 0`, else 0; float32.
 
     NaN gives 0. The gradient with respect to `z` is the surrogate's; `threshold` only scales its width.
     """
-    return _Heaviside.apply(z, threshold, strict, surrogate)  # type: ignore[no-any-return]
+    return _Heaviside.apply(z, threshold, strict, surrogate)
 
 
 def spike_count(v: Tensor, threshold: Tensor, z: Tensor, surrogate: Surrogate, limit: int | None = None) -> Tensor:
@@ -58,7 +58,7 @@ def spike_count(v: Tensor, threshold: Tensor, z: Tensor, surrogate: Surrogate, l
 
     The gradient goes to `z`, which the caller computes as `v - threshold`.
     """
-    return _Count.apply(z, v, threshold, limit, surrogate)  # type: ignore[no-any-return]
+    return _Count.apply(z, v, threshold, limit, surrogate)
 
 
 def sigmoid4x(x: Tensor) -> Tensor:

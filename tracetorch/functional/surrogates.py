@@ -66,7 +66,7 @@ def _sparse_fast_sigmoid(grad: Tensor, z: Tensor, threshold: Tensor, *, slope: f
 
 
 def _single_exponential(grad: Tensor, z: Tensor, threshold: Tensor, *, grad_width: float, grad_scale: float) -> Tensor:
-    """sinabs 3.1.3 `SingleExponential`: scale e^{-|z|/w} / w, w = threshold * grad_width (Shrestha and Orchard 2018)."""
+    """sinabs 3.1.3 `SingleExponential`: scale e^{-|z|/w} / w, w = grad_width threshold (Shrestha, Orchard 2018)."""
     width = threshold * grad_width
     return grad * (grad_scale / width * torch.exp(-torch.abs(z) / width))
 
@@ -88,7 +88,7 @@ def _gaussian(grad: Tensor, z: Tensor, threshold: Tensor, *, mu: float, sigma: f
 def _multi_gaussian(
     grad: Tensor, z: Tensor, threshold: Tensor, *, mu: float, sigma: float, h: float, s: float, grad_scale: float
 ) -> Tensor:
-    """sinabs 3.1.3 `MultiGaussian` (Yin et al. 2021): (1+h) N(mu, sigma) - h N(sigma, s sigma) - h N(-sigma, s sigma)."""
+    """sinabs 3.1.3 `MultiGaussian` (Yin et al. 2021): (1+h) N(mu, w) - h N(w, s w) - h N(-w, s w), w = sigma."""
     value = (1 + h) * _normal(z, mu, sigma) - h * _normal(z, sigma, s * sigma) - h * _normal(z, -sigma, s * sigma)
     return grad * (value * grad_scale)
 
@@ -150,7 +150,9 @@ class Surrogate:
 
     def __post_init__(self) -> None:
         if self.name not in SURROGATES:
-            raise ValueError(f"surrogate {self.name!r} is not known; the known ones are {', '.join(sorted(SURROGATES))}")
+            raise ValueError(
+                f"surrogate {self.name!r} is not known; the known ones are {', '.join(sorted(SURROGATES))}"
+            )
         given = dict(self.parameters)
         defaults = SURROGATES[self.name].defaults
         for key, value in given.items():

@@ -10,7 +10,8 @@ computes with the membrane *after* its reset, v, whatever the source stores:
     v = max(v, v_min)
     output = g*s | u
 
-A reset by theta applied after the next decay is, in these coordinates, rho = theta / a. snnTorch's `reset_delay=False`
+A reset by theta applied after the next decay is, in these coordinates, rho = theta / a (with a = 0, a tiny a stands in
+for it, so that a*rho is theta still). snnTorch's `reset_delay=False`
 ("same_step_residual") subtracts r*theta before the spike test, r = (v above theta), and (s - r)*theta after it; with a
 reset to zero, v is set to 0 before the decay where r, and (s - r)*u subtracted after it.
 """
@@ -55,6 +56,7 @@ class Equations:
     threshold: Array
     bias: Array
     rho: Array
+    divided: bool  # rho = theta / a: the reset is worth theta after the next decay
     v_reset: Array
     v_min: Array | None
     g: Array
@@ -75,10 +77,10 @@ class Equations:
         if kind == "none":
             return np.zeros_like(u)
         if kind == "single":
-            return (u > self.theta) * 1.0 if self.choices.comparison == ">" else (u >= self.theta) * 1.0
+            return np.where(u > self.theta if self.choices.comparison == ">" else u >= self.theta, 1.0, 0.0)
         with np.errstate(invalid="ignore", divide="ignore"):
             n = np.where(u > 0, np.trunc(u / self.theta), 0.0)
-        return n if kind == "multiple" else np.minimum(n, float(self.choices.max_spikes))
+        return n if kind == "multiple" else np.asarray(np.minimum(n, float(self.choices.max_spikes)))
 
     def surrogate(self, u: Array) -> Array:
         """Derivative that stands in for ds/du."""
@@ -88,7 +90,7 @@ class Equations:
         return np.asarray(value, dtype=np.float64)
 
     def after_reset(self, stored: Array, spikes: Array) -> Array:
-        """The canonical membrane of a stored one: applies the pending reset, if the source stores it before its reset."""
+        """The canonical membrane of a stored one: applies a reset that is still pending."""
         if not self.choices.stores_before_reset:
             return stored
         if self.choices.reset == "subtract":
@@ -111,9 +113,9 @@ def equations(spec: Any) -> Equations:
         OracleError: a choice the oracle has no equations for; names the field and its value.
     """
     for name, covered in _COVERED.items():
-        value = getattr(spec, name)
-        if value not in covered:
-            raise OracleError(f"{name}={value!r}: the oracle has no equations for it; it has: {', '.join(covered)}")
+        choice = getattr(spec, name)
+        if choice not in covered:
+            raise OracleError(f"{name}={choice!r}: the oracle has no equations for it; it has: {', '.join(covered)}")
 
     def value(name: str, default: float) -> Array:
         if name not in spec.parameters:
@@ -128,12 +130,14 @@ def equations(spec: Any) -> Equations:
         return np.asarray(RAW[parameter.raw].error(parameter.value.astype(np.float64)), dtype=np.float64)
 
     a = value("mem_decay", 1.0)
+    divided = spec.reset == "subtract" and (
+        spec.reset_amount == "threshold_over_decay" or spec.reset_timing == "next_step_after_decay"
+    )
+    a = np.where(a == 0, 1e-30, a) if divided else a
     threshold = value("threshold", 0.0)
     gain = {"one": np.ones(()), "one_minus_decay": 1 - a, "value": value("input_gain", 1.0)}[spec.input_gain]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        divided = spec.reset_amount == "threshold_over_decay" or spec.reset_timing == "next_step_after_decay"
-        rho = value("reset_amount", 0.0) if spec.reset_amount == "value" else threshold
-        rho = rho / a if divided and spec.reset == "subtract" else rho
+    rho = value("reset_amount", 0.0) if spec.reset_amount == "value" else threshold
+    rho = rho / a if divided else rho
     return Equations(
         choices=spec,
         a=a,
@@ -145,6 +149,7 @@ def equations(spec: Any) -> Equations:
         threshold=threshold,
         bias=value("bias", 0.0),
         rho=rho,
+        divided=divided,
         v_reset=value("reset_value", 0.0),
         v_min=value("min_v_mem", 0.0) if spec.clamp == "after_reset" else None,
         g=value("spike_scale", 1.0),

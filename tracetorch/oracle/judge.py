@@ -174,12 +174,15 @@ def judge(spec: Any, recording: Recording) -> Judgement:
     """
     if spec.states != recording.spec.states:
         raise OracleError(f"the subject has the states {recording.spec.states}, the spec {spec.states}")
-    eq, trace, v = trajectory(spec, recording)
+    eq, trace, _ = trajectory(spec, recording)
     step = trace.step
     w_bound, v_bound = _bounds(eq, trace, recording.x.dtype)
     spikes = _spike_numbers(eq, recording)
-    state_off = _off(v, step.v, v_bound)
-    error = np.abs(v - step.v)
+    stored = recording.states["v_mem"].astype(np.float64)
+    before = recording.spec.stores_before_reset
+    state_off = _off(stored, step.w if before else step.v, w_bound if before else v_bound)
+    with np.errstate(invalid="ignore"):
+        error = np.abs(stored - (step.w if before else step.v))
     if eq.a_s is not None:
         i = recording.states["i_syn"].astype(np.float64)
         e, tiny = _roundoff(recording.x.dtype)
@@ -197,8 +200,7 @@ def judge(spec: Any, recording: Recording) -> Judgement:
     bad = unexplained | state_off
     first = None
     if bad.any():
-        t, *index = (int(k) for k in np.unravel_index(int(np.argmax(bad.reshape(bad.shape[0], -1).any(1))), (len(bad),)))
-        index = [int(k) for k in np.argwhere(bad[t])[0]]
+        t, *index = (int(k) for k in np.argwhere(bad)[0])
         first = (t, tuple(index))
     finite = error[np.isfinite(error)]
     return Judgement(
@@ -220,7 +222,7 @@ def _sum_to(gradient: Array, shape: tuple[int, ...]) -> Array:
 
 
 def gradients(spec: Any, recording: Recording, grad_output: NDArray[Any]) -> dict[str, Array]:
-    """Gradients along the subject's own trajectory: `x` [T, ...], and the raw parameters of `spec` by name, in their shapes.
+    """Gradients along the subject's own trajectory: of `x` [T, ...], and of the raw parameters of `spec` by name.
 
     Args:
         spec: whose gradient: its reset path, its surrogate, its raw forms.
@@ -229,22 +231,19 @@ def gradients(spec: Any, recording: Recording, grad_output: NDArray[Any]) -> dic
     """
     eq, trace, _ = trajectory(spec, recording)
     g = backward(eq, trace, grad_output.astype(np.float64))
-    leak = 0.0
+    leak: Any = 0.0
     if "leak" in spec.parameters:
         leak = RAW[spec.parameters["leak"].raw].value(spec.parameters["leak"].value.astype(np.float64))
-    divided = spec.reset == "subtract" and (
-        spec.reset_amount == "threshold_over_decay" or spec.reset_timing == "next_step_after_decay"
-    )
-    own_amount = spec.reset_amount == "value"
+    of_reset = 0.0 if spec.reset_amount == "value" else g["pending"] if eq.divided else g["rho"]
     of_gain = g["b"] if spec.input_gain == "one_minus_decay" else 0.0
     by_name = {
-        "mem_decay": g["a"] - of_gain - leak * g["c"] - (g["rho"] * eq.rho / eq.a if divided else 0.0),
+        "mem_decay": g["a"] - of_gain - leak * g["c"],
         "syn_decay": g["a_s"],
         "input_gain": g["b"],
         "leak": (1 - eq.a) * g["c"],
-        "threshold": g["theta"] + (0.0 if own_amount else g["rho"] / eq.a if divided else g["rho"]),
+        "threshold": g["theta"] + of_reset,
         "bias": -g["theta"],
-        "reset_amount": g["rho"] / (eq.a if divided else 1.0),
+        "reset_amount": g["rho"],
         "reset_value": g["v_reset"],
         "min_v_mem": g["v_min"],
         "spike_scale": g["g"],
@@ -290,4 +289,14 @@ def same_bits(a: NDArray[Any], b: NDArray[Any]) -> bool:
     return a.tobytes() == b.tobytes()
 
 
-__all__ = ["Judgement", "OracleError", "Recording", "Step", "gradient_error", "gradients", "judge", "same_bits", "trajectory"]
+__all__ = [
+    "Judgement",
+    "OracleError",
+    "Recording",
+    "Step",
+    "gradient_error",
+    "gradients",
+    "judge",
+    "same_bits",
+    "trajectory",
+]

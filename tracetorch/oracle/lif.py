@@ -1,4 +1,4 @@
-"""The float64 reference of the leaky integrate-and-fire family: forward and hand-derived backward, over canonical equations."""
+"""The float64 reference of the leaky integrate-and-fire family, forward and hand-derived backward."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tracetorch.oracle.raw import Array
 
 @dataclass(frozen=True)
 class Step:
-    """One step (or many independent ones): synapse i, drive of the spike test w, residual reset r, spikes s, membrane v."""
+    """One step (or many independent ones): synapse i, tested membrane w, residual reset r, spikes s, membrane v."""
 
     i: Array
     w: Array
@@ -79,6 +79,8 @@ def backward(eq: Equations, trace: Trace, grad_output: Array) -> dict[str, Array
         v = s ? v_reset : w: e = g*G + l*(v_reset - w) or g*G;              k = l*(1-s) + e*sg
         residual:            w = a*v + b*i + c - r*rho:  dL/drho -= k*r;  r carries no gradient
         w = a*v + b*i + c:   dL/dv = a*k, dL/da += k*v, dL/di = b*k, dL/db += k*i, dL/dc += k
+        rho = theta / a:     a*v is a*(v + rho*s_before) - theta*s_before, so there dL/da += k*(v + rho*s_before) and
+                             dL/dtheta_pending -= k*s_before, in the place of the way through rho
         theta:               dL/dtheta -= e*sg, if the surrogate reaches it
 
     Args:
@@ -86,10 +88,10 @@ def backward(eq: Equations, trace: Trace, grad_output: Array) -> dict[str, Array
 
     Returns:
         Element-wise gradients, not yet summed to the parameters' shapes: `x` [T, ...] and, [...] each, `a`, `a_s`, `b`,
-        `c`, `theta`, `rho`, `v_reset`, `v_min`, `g`.
+        `c`, `theta`, `rho`, `pending`, `v_reset`, `v_min`, `g`.
     """
     choices, attached = eq.choices, eq.choices.reset_gradient == "attached"
-    names = ("a", "a_s", "b", "c", "theta", "rho", "v_reset", "v_min", "g")
+    names = ("a", "a_s", "b", "c", "theta", "rho", "pending", "v_reset", "v_min", "g")
     total = {name: np.zeros(trace.x.shape[1:]) for name in names}
     grad_x = np.zeros_like(trace.x)
     l = np.zeros(trace.x.shape[1:])  # noqa: E741 - the notation above
@@ -130,6 +132,9 @@ def backward(eq: Equations, trace: Trace, grad_output: Array) -> dict[str, Array
         if eq.residual and choices.reset == "subtract":
             total["rho"] -= k * r
         kept = (1 - r) * v_before if eq.residual and choices.reset == "value" else v_before
+        if eq.divided and t > 0:
+            kept = kept + eq.rho * trace.step.s[t - 1]
+            total["pending"] -= k * trace.step.s[t - 1]
         total["a"] += k * kept
         total["b"] += k * i
         total["c"] += k

@@ -28,7 +28,9 @@ def _single_exponential(z: Array, threshold: Array, grad_width: float, grad_scal
     return grad_scale / width * np.exp(-np.abs(z) / width)
 
 
-def _multi_gaussian(z: Array, threshold: Array, mu: float, sigma: float, h: float, s: float, grad_scale: float) -> Array:
+def _multi_gaussian(
+    z: Array, threshold: Array, mu: float, sigma: float, h: float, s: float, grad_scale: float
+) -> Array:
     side = _normal(z, sigma, s * sigma) + _normal(z, -sigma, s * sigma)
     return grad_scale * ((1 + h) * _normal(z, mu, sigma) - h * side)
 

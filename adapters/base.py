@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from tracetorch.core.raw import from_raw
 from tracetorch.core.spec import NeuronSpec, Parameter, SpecError
 
 FORWARD = ("exact", "rounding", "approximate")
@@ -45,6 +46,12 @@ def readable(layer: nn.Module, attribute: str, raw: str = "value") -> Parameter:
         return Parameter(tensor.detach().cpu().numpy(), learnable, raw)
     except (SpecError, TypeError) as error:
         raise SpecError(f"{attribute}={tensor.dtype}: {error}") from error
+
+
+def value_of(spec: NeuronSpec, name: str) -> Tensor:
+    """A fresh tensor with the value of a parameter in the equations."""
+    parameter = spec.parameters[name]
+    return from_raw(parameter.raw, torch.from_numpy(parameter.value.copy()))
 
 
 @dataclass(frozen=True)

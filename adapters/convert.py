@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from tracetorch.adapters.base import Building, ConversionError, Note, parameters
 from tracetorch.adapters.network import Network, Stage, preserved, read
 from tracetorch.adapters.registry import adapter, adapter_of
 from tracetorch.adapters.report import Agreement, LayerRow, Report
+from tracetorch.core.raw import from_raw, to_raw
 from tracetorch.core.spec import NeuronSpec
 
 _SAME_RAW = ("value", "clamped")
@@ -113,7 +114,7 @@ class Conversion:
             else:
                 with _CarriedBack(self._source, self._target):
                     rows = _verify.rows(self._source, self._target, xs, self._notes, grad)
-        changed = () if carry_back else tuple(_changed(self._source, self._target))
+        changed = () if carry_back else _changed(self._source, self._target)
         return Agreement(
             self._source.framework, self._target.framework, rows, steps=len(xs), changed_parameters=changed
         )
@@ -148,50 +149,60 @@ class _CarriedBack:
     """The target's parameters in the source, for the length of a `with` block."""
 
     def __init__(self, source: Network, target: Network) -> None:
-        self.pairs = list(_pairs(source, target))
-        self.saved: list[tuple[Tensor, Tensor]] = []
+        self.pairs = [pair for pair in _pairs(source, target) if not pair.agree()]
+        self.saved = [(pair.theirs, pair.theirs.detach().clone()) for pair in self.pairs]
 
     def __enter__(self) -> None:
-        for _, theirs, ours, raw in self.pairs:
-            self.saved.append((theirs, theirs.detach().clone()))
-            value = -1.0 / torch.log(ours.detach()) if raw == "exp_tau" else ours.detach()
-            theirs.data.copy_(value)
+        for pair in self.pairs:
+            ours = pair.ours.detach()
+            same = pair.their_raw == pair.our_raw
+            pair.theirs.data.copy_(ours if same else to_raw(pair.their_raw, from_raw(pair.our_raw, ours)))
 
     def __exit__(self, *_: object) -> None:
         for theirs, value in self.saved:
             theirs.data.copy_(value)
 
 
-def _pairs(source: Network, target: Network) -> Any:
-    """(name, source tensor, target tensor, raw form to go back through) of every parameter that was carried."""
+@dataclass(frozen=True)
+class _Pair:
+    """A parameter that was carried: the source's tensor and the target's, each in its raw form."""
+
+    name: str
+    theirs: Tensor
+    ours: Tensor
+    their_raw: str = "value"
+    our_raw: str = "value"
+
+    def agree(self) -> bool:
+        """Whether they are worth the same, or one float apart, as a stock layer holds a threshold to turn > into >=."""
+        if self.theirs.shape != self.ours.shape:
+            return False
+        if self.their_raw == self.our_raw:
+            value, own = self.theirs.detach(), self.ours.detach()
+        else:
+            value, own = from_raw(self.their_raw, self.theirs.detach()), from_raw(self.our_raw, self.ours.detach())
+        value = value.to(own)
+        steps = [torch.nextafter(value, torch.full_like(own, end)) for end in (torch.inf, -torch.inf)]
+        return bool(((own == value) | (own == steps[0]) | (own == steps[1])).all())
+
+
+def _pairs(source: Network, target: Network) -> Iterator[_Pair]:
     for s, t in zip(source.stages, target.stages, strict=True):
         if not s.neuron:
             ours = dict(t.inner.named_parameters())
-            for name, tensor in s.inner.named_parameters():
-                yield f"{s.name}.{name}", tensor, ours[name], "value"
+            yield from (_Pair(f"{s.name}.{name}", theirs, ours[name]) for name, theirs in s.inner.named_parameters())
             continue
-        theirs, specs = s.adapter.attributes(s.inner), (s.spec(), t.spec())
+        raws = [{name: p.raw for name, p in stage.spec().parameters.items()} for stage in (s, t)]
         own = parameters(t.adapter, t.inner)
-        for name, attribute in theirs.items():
-            if name in own and name in specs[0].parameters and name in specs[1].parameters:
-                raws = [each.parameters[name].raw for each in specs]
-                back = "value" if raws[0] == raws[1] or set(raws) <= set(_SAME_RAW) else raws[0]
-                yield f"{s.name}.{attribute}", getattr(s.inner, attribute), own[name], back
+        for name, attribute in s.adapter.attributes(s.inner).items():
+            if name in own and all(name in raw for raw in raws):
+                theirs = getattr(s.inner, attribute)
+                yield _Pair(f"{s.name}.{attribute}", theirs, own[name], raws[0][name], raws[1][name])
 
 
-def _changed(source: Network, target: Network) -> Any:
+def _changed(source: Network, target: Network) -> tuple[str, ...]:
     """Names of the parameters that no longer agree."""
-    for name, theirs, ours, raw in _pairs(source, target):
-        if theirs.shape != ours.shape:
-            yield name
-            continue
-        value = torch.exp(-1.0 / theirs.detach()) if raw == "exp_tau" else theirs.detach()
-        # A stock layer that must express > by >= holds the threshold one float away.
-        near = torch.nextafter(value.to(ours), torch.full_like(ours, torch.inf))
-        below = torch.nextafter(value.to(ours), torch.full_like(ours, -torch.inf))
-        same = (ours == value) | (ours == near) | (ours == below)
-        if not bool(same.all()):
-            yield name
+    return tuple(pair.name for pair in _pairs(source, target) if not pair.agree())
 
 
 def _time_axis(network: Network, time_dim: int | None) -> int:

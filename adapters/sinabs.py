@@ -19,7 +19,7 @@ from sinabs import layers as sl
 from torch import Tensor, nn
 
 from tracetorch.adapters import modules as known
-from tracetorch.adapters.base import Building, readable
+from tracetorch.adapters.base import Building, readable, value_of
 from tracetorch.adapters.modules import nested
 from tracetorch.core.raw import from_raw
 from tracetorch.core.spec import NeuronSpec, Parameter, SpecError
@@ -328,6 +328,8 @@ def _clamps(spec: NeuronSpec, building: Building) -> bool:
 def _spike_arguments(spec: NeuronSpec, building: Building) -> tuple[Any, Any]:
     """`spike_fn` and `surrogate_grad_fn`."""
     assert spec.surrogate is not None
+    if spec.parameters["threshold"].raw != "value" and spec.parameters["threshold"].learnable:
+        building.note("threshold", "learned itself, in the source through a softplus", gradient="reparametrised")
     stock = {ours: (cls, fields) for cls, (ours, fields) in _SURROGATES.items()}.get(spec.surrogate.name)
     through = spec.threshold_gradient and spec.parameters["threshold"].learnable
     surrogate: Any
@@ -392,8 +394,7 @@ def _reset_argument(spec: NeuronSpec, building: Building) -> Any:
             raise building.impossible("reset_gradient", "detached", "with an amount of its own", "to='tracetorch'")
         return activation.MembraneSubtract(_plain(spec.parameters["reset_amount"], "reset_amount", building))
     over_decay = spec.reset_amount == "threshold_over_decay" or spec.reset_timing == "next_step_after_decay"
-    decay = spec.parameters["mem_decay"]
-    if over_decay and not from_raw(decay.raw, torch.from_numpy(decay.value.copy())).all():
+    if over_decay and not value_of(spec, "mem_decay").all():
         why = "subtracted after the decay, which sinabs could only do as threshold / alpha"
         raise building.impossible("mem_decay", 0.0, why, "a decay above 0, or to='tracetorch'")
     if not building.stock:
@@ -409,8 +410,8 @@ def _reset_argument(spec: NeuronSpec, building: Building) -> Any:
         building.cannot(
             "reset_amount", "threshold / alpha", "a stock MembraneSubtract does not follow training", "stock=False"
         )
-    threshold, alpha = (torch.from_numpy(p[name].value.copy()) for name in ("threshold", "mem_decay"))
-    return activation.MembraneSubtract(threshold / from_raw(p["mem_decay"].raw, alpha) if over_decay else threshold)
+    threshold = value_of(spec, "threshold")
+    return activation.MembraneSubtract(threshold / value_of(spec, "mem_decay") if over_decay else threshold)
 
 
 def _plain(parameter: Parameter, name: str, building: Building) -> Any:
@@ -437,7 +438,7 @@ def build(spec: NeuronSpec, building: Building) -> nn.Module:
     if spec.spike_count != "none":
         function, surrogate = _spike_arguments(spec, building)
         arguments = {"spike_fn": function, "surrogate_grad_fn": surrogate, "reset_fn": _reset_argument(spec, building)}
-        threshold = torch.from_numpy(spec.parameters["threshold"].value.copy())
+        threshold = value_of(spec, "threshold")
         if building.stock and spec.comparison == ">":
             threshold = torch.nextafter(threshold, torch.full_like(threshold, torch.inf))
         arguments["spike_threshold"] = threshold

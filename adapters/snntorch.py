@@ -17,10 +17,9 @@ import torch
 from snntorch import surrogate as stock_surrogates
 from torch import Tensor, nn
 
-from tracetorch.adapters.base import Building, readable
+from tracetorch.adapters.base import Building, readable, value_of
 from tracetorch.adapters.modules import nested
 from tracetorch.core.forms import check_form
-from tracetorch.core.raw import from_raw
 from tracetorch.core.spec import NeuronSpec, Parameter, SpecError
 from tracetorch.functional.spikes import heaviside
 from tracetorch.functional.surrogates import Surrogate
@@ -81,10 +80,10 @@ class Leaky(snntorch.Leaky):
     """
 
     def __init__(self, spec: NeuronSpec) -> None:
-        p = {name: torch.from_numpy(parameter.value.copy()) for name, parameter in spec.parameters.items()}
+        p = {name: value_of(spec, name).detach() for name in spec.parameters}
         decay = spec.parameters["mem_decay"]
         super().__init__(
-            beta=from_raw(decay.raw, p["mem_decay"]).detach(),
+            beta=p["mem_decay"],
             threshold=p["threshold"],
             init_hidden=True,
             learn_beta=decay.learnable,
@@ -99,8 +98,8 @@ class Leaky(snntorch.Leaky):
                 self.register_parameter(name, nn.Parameter(p[name]))
             else:
                 self.register_buffer(name, p[name])
-        mem_decay = Parameter(self.beta.detach().numpy(), decay.learnable)
-        self.choices = spec.replace(parameters={**spec.parameters, "mem_decay": mem_decay})
+        values = {name: Parameter(p[name].numpy(), parameter.learnable) for name, parameter in spec.parameters.items()}
+        self.choices = spec.replace(parameters=values)
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
         """One step, as `snntorch.Leaky.forward`: spikes, or spikes and membrane."""
@@ -260,7 +259,13 @@ def _refuse(spec: NeuronSpec, building: Building) -> None:
         building.cannot("mem_decay", float(decay.value.max()), "snnTorch clamps beta to [0, 1]", "a decay in [0, 1]")
     if decay.raw not in ("value", "clamped") and decay.learnable:
         building.note("mem_decay", f"learned as beta, in the source as {decay.raw}", gradient="reparametrised")
-    if spec.parameters["threshold"].learnable and not spec.threshold_gradient:
+    threshold = spec.parameters["threshold"]
+    if threshold.raw != "value" and threshold.learnable:
+        building.note("threshold", "learned itself, in the source through a softplus", gradient="reparametrised")
+    bias = spec.parameters.get("bias")
+    if bias is not None and (bias.value.any() or bias.learnable):
+        raise building.impossible("bias", str(bias), "snntorch.Leaky has none", "bias=0, not learnable")
+    if threshold.learnable and not spec.threshold_gradient:
         building.note("threshold", "its gradient also comes through the spikes", gradient="differs")
 
 
@@ -288,7 +293,9 @@ def build(spec: NeuronSpec, building: Building) -> nn.Module:
     mechanism = _mechanism(spec)
     plain = spec.spike_count == "single" and spec.input_gain == "one" and spec.clamp == "none"
     if not building.stock and not (plain and mechanism is not None):
-        form = spec.replace(form="sinabs.LIF")
+        neutral = {"bias", "spike_scale"}
+        kept = {name: parameter for name, parameter in spec.parameters.items() if name not in neutral}
+        form = spec.replace(form="sinabs.LIF", parameters=kept)
         try:
             check_form(form)
         except SpecError as error:
@@ -298,27 +305,26 @@ def build(spec: NeuronSpec, building: Building) -> nn.Module:
         )
         return Leaky(form)
     mechanism = _stock_mechanism(spec, building)
-    p = {name: torch.from_numpy(parameter.value.copy()) for name, parameter in spec.parameters.items()}
-    threshold = p["threshold"]
+    threshold = value_of(spec, "threshold")
     if building.stock and spec.comparison == ">=":
         building.note("comparison", "u >= threshold as u > the next smaller float")
         threshold = torch.nextafter(threshold, torch.full_like(threshold, -torch.inf))
         if spec.parameters["threshold"].learnable:
             building.cannot("comparison", ">=", "a learnable threshold cannot be kept one float lower", "stock=False")
-    raw = spec.parameters["mem_decay"].raw
+    decay = spec.parameters["mem_decay"]
     grad = _spike_grad(spec, building)
     scale = spec.parameters.get("spike_scale")
     layer = snntorch.Leaky(
-        beta=p["mem_decay"] if raw in ("value", "clamped") else from_raw(raw, p["mem_decay"]),
+        beta=torch.from_numpy(decay.value.copy()) if decay.raw == "clamped" else value_of(spec, "mem_decay"),
         threshold=threshold,
         spike_grad=grad,
         surrogate_disable=False,
         init_hidden=True,
-        learn_beta=spec.parameters["mem_decay"].learnable,
+        learn_beta=decay.learnable,
         learn_threshold=spec.parameters["threshold"].learnable,
         reset_mechanism=mechanism[0],
         reset_delay=mechanism[1],
-        graded_spikes_factor=p.get("spike_scale", torch.ones((), dtype=threshold.dtype)),
+        graded_spikes_factor=torch.ones((), dtype=threshold.dtype) if scale is None else value_of(spec, "spike_scale"),
         learn_graded_spikes_factor=scale is not None and scale.learnable,
     )
     if isinstance(grad, SpikeGrad):

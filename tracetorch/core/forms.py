@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.spec import NeuronSpec, SpecError
-from tracetorch.functional.spikes import heaviside, spike_count
+from tracetorch.functional.quantizers import round_to_step
+from tracetorch.functional.spikes import heaviside, sigmoid4x, spike_count
+from tracetorch.functional.surrogates import Surrogate
 
 Values: TypeAlias = Mapping[str, Tensor]
 Step: TypeAlias = Callable[..., tuple[Tensor, ...]]
@@ -95,6 +97,19 @@ def _sinabs_lif(spec: NeuronSpec, p: Values, x: Tensor, *states: Tensor) -> tupl
     return (output, *new_synapse, v)
 
 
+def _tracetorch_lib(spec: NeuronSpec, p: Values, x: Tensor, mem: Tensor) -> tuple[Tensor, ...]:
+    """mem = beta*mem + x; s = round(sigmoid(4 (mem - theta + bias))), gradient of the sigmoid; mem = mem - s*theta."""
+    mem = p["mem_decay"] * mem + x
+    spikes = round_to_step(sigmoid4x(mem - p["threshold"] + p["bias"]))
+    return spikes, mem - spikes * p["threshold"]
+
+
+def _tracetorch_li(spec: NeuronSpec, p: Values, x: Tensor, mem: Tensor) -> tuple[Tensor, ...]:
+    """mem = beta*mem + x; the output is mem."""
+    mem = p["mem_decay"] * mem + x
+    return mem, mem
+
+
 _COMMON: Mapping[str, tuple[object, ...]] = {
     "decay": ("geometric",),
     "refractory": ("none",),
@@ -132,6 +147,31 @@ FORMS: Mapping[str, Form] = MappingProxyType(
             },
             ("mem_decay", "syn_decay", "threshold", "reset_amount", "reset_value", "min_v_mem"),
             "sinabs.layers.LIF 3.1.3, layers/functional/lif.py lif_forward_single",
+        ),
+        "tracetorch.LIB": Form(
+            _tracetorch_lib,
+            {
+                **_COMMON,
+                "synapse": ("none",),
+                "input_gain": ("one",),
+                "comparison": (">",),
+                "spike_count": ("single",),
+                "reset": ("subtract",),
+                "reset_amount": ("threshold",),
+                "reset_timing": ("same_step",),
+                "reset_gradient": ("attached",),
+                "clamp": ("none",),
+                "surrogate": (Surrogate("logistic"),),
+                "threshold_gradient": (True,),
+            },
+            ("mem_decay", "threshold", "bias"),
+            "tracetorch.snn.LIB with quant_fn=round_ste()",
+        ),
+        "tracetorch.LI": Form(
+            _tracetorch_li,
+            {**_COMMON, "output": ("membrane",), "synapse": ("none",), "input_gain": ("one",), "clamp": ("none",)},
+            ("mem_decay",),
+            "tracetorch.snn.LI",
         ),
     }
 )
@@ -179,6 +219,7 @@ def _check_pairs(spec: NeuronSpec) -> None:
             )
         if spec.reset == "value" and spec.parameters["reset_value"].value.any():
             raise SpecError(f"reset_value={spec.parameters['reset_value']}: snntorch.Leaky resets to 0")
+    if spec.form != "sinabs.LIF":
         return
     if spec.reset == "value" and spec.parameters["reset_value"].value.any():
         raise SpecError("reset='value' in the form 'sinabs.LIF' resets to 0; a reset value needs 'add_value'")

@@ -8,20 +8,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.raw import from_raw
+from tracetorch.core.raw import from_raw, to_raw
 
 Value = float | Sequence[float] | Tensor
 
 
-def _inverse_softplus(value: Tensor) -> Tensor:
-    return value + torch.log(-torch.expm1(-value))
-
-
-# raw form -> (what the value must satisfy, in words and as a test, and the raw number that gives the value)
-_CONSTRAINTS: Mapping[str, tuple[str, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
-    "value": ("finite", torch.isfinite, lambda value: value),
-    "sigmoid": ("in (0, 1)", lambda value: (value > 0) & (value < 1), torch.logit),
-    "softplus": ("finite and above 0", lambda value: (value > 0) & torch.isfinite(value), _inverse_softplus),
+# raw form -> what the value must satisfy, in words and as a test
+_CONSTRAINTS: Mapping[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+    "value": ("finite", torch.isfinite),
+    "sigmoid": ("in (0, 1)", lambda value: (value > 0) & (value < 1)),
+    "softplus": ("finite and above 0", lambda value: (value > 0) & torch.isfinite(value)),
 }
 
 
@@ -79,10 +75,10 @@ class Layer(nn.Module):
             raise ValueError(f"{where}_rank={rank!r}: must be 0 (a scalar) or 1 (one per neuron)")
         if tensor.ndim > 1 or (tensor.ndim == 1 and tensor.shape[0] != self.num_neurons):
             raise ValueError(f"{where} has shape {list(tensor.shape)}; give a scalar or [{self.num_neurons}]")
-        words, test, inverse = _CONSTRAINTS[raw_form]
+        words, test = _CONSTRAINTS[raw_form]
         if not bool(test(tensor).all()):
             raise ValueError(f"{where} must be {words}, not {value!r}")
-        raw = inverse(tensor)
+        raw = to_raw(raw_form, tensor)
         if learnable:
             self.register_parameter(f"raw_{name}", nn.Parameter(raw))
         else:

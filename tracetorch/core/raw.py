@@ -22,6 +22,22 @@ _RAW: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
 )
 
 
+_INVERSE: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {
+        "value": lambda value: value,
+        "clamped": lambda value: value,
+        "exp_tau": lambda value: -1.0 / torch.log(value),
+        "sigmoid": torch.logit,
+        "softplus": lambda value: value + torch.log(-torch.expm1(-value)),
+    }
+)
+
+
+def to_raw(name: str, value: Tensor) -> Tensor:
+    """A raw tensor whose value is the given one, to rounding; same shape. Values out of a raw form's range give NaN."""
+    return _INVERSE[name](value)
+
+
 def from_raw(name: str, raw: Tensor) -> Tensor:
     """The value in the equations for a raw tensor; same shape, differentiable.
 

@@ -19,6 +19,11 @@ class _RoundSTE(torch.autograd.Function):
         return grads[0].clone(), None
 
 
+def round_to_step(x: Tensor, step_size: float = 1.0) -> Tensor:
+    """x, any shape -> the nearest multiple of `step_size` (ties to even), gradient 1."""
+    return _RoundSTE.apply(x, step_size)
+
+
 class round_ste(nn.Module):
     """Round to the nearest multiple of `step_size` (ties to even), gradient 1.
 
@@ -37,7 +42,7 @@ class round_ste(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x, any shape -> the same shape, multiples of `step_size`."""
-        return _RoundSTE.apply(x, self.step_size)
+        return round_to_step(x, self.step_size)
 
     def extra_repr(self) -> str:
         return f"step_size={self.step_size:g}"

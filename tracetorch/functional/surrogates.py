@@ -34,6 +34,12 @@ def _sigmoid(grad: Tensor, z: Tensor, threshold: Tensor, *, slope: float) -> Ten
     return grad * slope * torch.exp(-slope * z) / ((torch.exp(-slope * z) + 1) ** 2)
 
 
+def _logistic(grad: Tensor, z: Tensor, threshold: Tensor, *, slope: float) -> Tensor:
+    """traceTorch `sigmoid4x` with a hard quantizer: k s (1 - s), s = sigmoid(k z); never overflows."""
+    s = torch.sigmoid(slope * z)
+    return grad * ((1 - s) * s) * slope
+
+
 def _straight_through(grad: Tensor, z: Tensor, threshold: Tensor) -> Tensor:
     """snnTorch 1.0.0 `surrogate.straight_through_estimator`: 1."""
     return grad.clone()
@@ -116,6 +122,7 @@ SURROGATES: Mapping[str, SurrogateKind] = MappingProxyType(
         "atan": SurrogateKind(_atan, {"alpha": 2.0}),
         "fast_sigmoid": SurrogateKind(_fast_sigmoid, {"slope": 25.0}),
         "sigmoid": SurrogateKind(_sigmoid, {"slope": 25.0}),
+        "logistic": SurrogateKind(_logistic, {"slope": 4.0}),
         "straight_through": SurrogateKind(_straight_through),
         "triangular": SurrogateKind(_triangular, {"scale": 1.0}),
         "heaviside": SurrogateKind(_heaviside),

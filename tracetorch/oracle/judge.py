@@ -137,16 +137,18 @@ def _bounds(eq: Equations, trace: Trace, dtype: np.dtype[Any]) -> tuple[Array, A
     e, tiny = _roundoff(dtype)
     step = trace.step
     av, bi = np.abs(eq.a * trace.v_before), np.abs(eq.b * step.i)
-    pending = np.abs(eq.a * eq.rho) * _before(np.abs(step.s)) if eq.choices.reset == "subtract" else 0.0
-    magnitude = av + pending + bi + np.abs(eq.c) + np.abs(eq.rho * step.r)
+    pending = eq.a * eq.rho * _before(step.s) if eq.choices.reset == "subtract" else np.zeros(())
+    magnitude = av + np.abs(pending) + bi + np.abs(eq.c) + np.abs(eq.rho * step.r)
     gain = np.abs(eq.a * step.i) if eq.choices.input_gain == "one_minus_decay" else 0.0
     w = e * (_ROUNDINGS * magnitude + eq.a_error * (av + gain) + eq.a_s_error * bi + np.abs(step.w)) + tiny
     low = 0.0 if eq.v_min is None else np.abs(eq.v_min)
     v = w + e * _STORE_ROUNDINGS * (np.abs(step.w) + np.abs(eq.rho * step.s) + low + np.abs(eq.v_reset)) + tiny
     if eq.choices.reset == "subtract" and np.any(eq.a_error):
         v = v + e * eq.a_error * np.abs(eq.rho * step.s)
-    parts = [eq.a, eq.b, eq.c, eq.rho, eq.theta, eq.a * trace.v_before, trace.v_before, step.i, eq.b * step.i]
-    parts += [eq.a * trace.v_before + eq.b * step.i, step.w, step.w - eq.theta, eq.rho * step.s, step.v]
+    decayed, drive = eq.a * trace.v_before, eq.b * step.i
+    parts = [eq.a, eq.b, eq.c, eq.rho, eq.theta, trace.v_before, decayed, step.i, drive, decayed + drive, step.w]
+    parts += [step.w - eq.theta, eq.rho * step.s, step.v, decayed + pending, decayed + pending + drive]
+    parts += [step.w + eq.rho * step.r]
     exact = np.ones(step.w.shape, dtype=bool)
     for part in parts:
         exact &= _representable(np.asarray(part), dtype)

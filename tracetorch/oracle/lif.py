@@ -79,8 +79,8 @@ def backward(eq: Equations, trace: Trace, grad_output: Array) -> dict[str, Array
         v = s ? v_reset : w: e = g*G + l*(v_reset - w) or g*G;              k = l*(1-s) + e*sg
         residual:            w = a*v + b*i + c - r*rho:  dL/drho -= k*r;  r carries no gradient
         w = a*v + b*i + c:   dL/dv = a*k, dL/da += k*v, dL/di = b*k, dL/db += k*i, dL/dc += k
-        rho = theta / a:     a*v is a*(v + rho*s_before) - theta*s_before, so there dL/da += k*(v + rho*s_before) and
-                             dL/dtheta_pending -= k*s_before, in the place of the way through rho
+        rho = theta / a:     a*v is a*w_before - theta*s_before, so there dL/da += k*w_before and dL/dtheta_pending -=
+                             k*s_before, in the place of the way through rho (nothing of it where v was clamped)
         theta:               dL/dtheta -= e*sg, if the surrogate reaches it
 
     Args:
@@ -133,8 +133,10 @@ def backward(eq: Equations, trace: Trace, grad_output: Array) -> dict[str, Array
             total["rho"] -= k * r
         kept = (1 - r) * v_before if eq.residual and choices.reset == "value" else v_before
         if eq.divided and t > 0:
-            kept = kept + eq.rho * trace.step.s[t - 1]
-            total["pending"] -= k * trace.step.s[t - 1]
+            w_before, s_before = trace.step.w[t - 1], trace.step.s[t - 1]
+            free = np.ones_like(w) if eq.v_min is None else (w_before - s_before * eq.rho > eq.v_min) * 1.0
+            kept = np.where(free, w_before, kept)
+            total["pending"] -= k * s_before * free
         total["a"] += k * kept
         total["b"] += k * i
         total["c"] += k

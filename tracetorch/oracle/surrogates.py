@@ -50,6 +50,7 @@ DERIVATIVES: Mapping[str, Callable[..., Array]] = MappingProxyType(
         "atan": lambda z, th, alpha: alpha / 2 / (1 + (math.pi / 2 * alpha * z) ** 2),
         "fast_sigmoid": lambda z, th, slope: _fast_sigmoid(z, slope),
         "sigmoid": _sigmoid,
+        "logistic": _sigmoid,
         "straight_through": lambda z, th: np.ones_like(z),
         "triangular": lambda z, th, scale: np.where(z >= 0, -scale, scale),
         "heaviside": lambda z, th: (z > 0) * 1.0,

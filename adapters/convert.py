@@ -52,7 +52,7 @@ def build(spec: NeuronSpec, framework: str, stock: bool = False) -> nn.Module:
     return adapter(framework).build(spec, Building("(one layer)", framework, stock))
 
 
-@dataclass
+@dataclass(repr=False)
 class Conversion:
     """The result of `convert`.
 
@@ -69,6 +69,9 @@ class Conversion:
     _target: Network
     _notes: dict[str, Sequence[Note]]
     _time_dim: int | None
+
+    def __repr__(self) -> str:
+        return f"Conversion: {self.report}"
 
     def run(self, x: Tensor) -> Any:
         """The target on the source's own input; out comes the source's own structure.
@@ -215,9 +218,9 @@ def _time_first(network: Network, x: Tensor, time_dim: int | None) -> Tensor:
 
 def _sequence(network: Network, x: Tensor, time_dim: int | None) -> Tensor:
     """The input as [T, B, ...]."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise ConversionError("''", "sample", kind, "the input must be a floating point tensor", "x.float()")
+    kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+    if kind not in (torch.float32, torch.float64):
+        raise ConversionError("''", "sample", kind, "the input must be a float32 or float64 tensor", "x.float()")
     if not network.adapter.STEPPED and time_dim not in (None, 1):
         raise ConversionError(
             "''", "time_dim", time_dim, f"{network.framework} takes [B, T, ...]", "time_dim=1 or None"
@@ -241,7 +244,8 @@ def _sequence(network: Network, x: Tensor, time_dim: int | None) -> Tensor:
 def _build_neuron(stage: Stage, to: str, building: Building, share: bool) -> nn.Module:
     target = adapter(to)
     layer = target.build(stage.spec(), building)
-    layer.train(stage.inner.training)
+    tensors = parameters(stage.adapter, stage.inner)
+    layer.to(next(iter(tensors.values())).device).train(stage.inner.training)
     if share:
         _share(stage, layer, to)
     return layer

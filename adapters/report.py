@@ -26,6 +26,7 @@ class LayerRow:
         first_violation: (time step, index) of the first of these, or None.
         max_state_difference: between the layers on the source's own input, up to a neuron's first mismatch.
         gradient_error: largest max|difference| / max|gradient| over the layer's tensors, against the oracle.
+        unexpected: whether the gradient was measured to differ though nothing in the conversion says that it should.
         max_output_difference: for a stateless module, against the source's on the target's own input.
     """
 
@@ -46,6 +47,7 @@ class LayerRow:
     max_state_difference: float = 0.0
     gradient_error: float = 0.0
     max_output_difference: float = 0.0
+    unexpected: bool = False
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -123,8 +125,9 @@ class Agreement(Report):
 
     @property
     def ok(self) -> bool:
-        """No layer is approximate, no gradient measured wrong that the report does not name, no parameter changed."""
-        return not self.changed_parameters and all(row.forward != "approximate" for row in self.rows)
+        """No layer is approximate, no gradient differs that should not, no parameter changed since the conversion."""
+        agree = all(row.forward != "approximate" and not row.unexpected for row in self.rows)
+        return agree and not self.changed_parameters
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""

@@ -228,6 +228,7 @@ def judge_neuron(source: Observed, target: Observed, notes: Sequence[Note], grad
         first_violation=judged.first,
         max_state_difference=_state_difference(source, alone),
         gradient_error=error,
+        unexpected=gradient == "differs" and all(note.gradient != "differs" for note in notes),
     )
 
 
@@ -287,6 +288,7 @@ def judge_stateless(source: Observed, target: Observed, grad: bool) -> LayerRow:
         reason=reason,
         gradient_error=error,
         max_output_difference=difference,
+        unexpected=gradient == "differs",
     )
 
 

@@ -72,7 +72,7 @@ def attributes(layer: nn.Module) -> Mapping[str, str]:
 def states(layer: nn.Module) -> tuple[str, ...]:
     """The declared states."""
     assert isinstance(layer, Layer)
-    return layer._state_names
+    return layer.state_names
 
 
 def reset(layer: nn.Module) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tracetorch import functional, snn
+from tracetorch import functional, fused, snn
 from tracetorch.core import (
     Model,
     NeuronSpec,
@@ -22,6 +22,7 @@ from tracetorch.core import (
     unroll,
 )
 from tracetorch.core.storage import FileError, load, save
+from tracetorch.fused import backend
 
 if TYPE_CHECKING:
     from tracetorch.adapters import convert
@@ -36,9 +37,11 @@ __all__ = [
     "Sequential",
     "SpecError",
     "__version__",
+    "backend",
     "convert",
     "detach_states",
     "functional",
+    "fused",
     "load",
     "load_states",
     "reset_states",

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.raw import from_raw, to_raw
+from tracetorch.fused import executor
+from tracetorch.fused import layers as fused_layers
 
 Value = float | Sequence[float] | Tensor
 
@@ -41,15 +43,18 @@ class Layer(nn.Module):
             )
         self.num_neurons = num_neurons
         self.dim = dim
-        self._raw_forms: dict[str, str] = {}
-        self._state_names: tuple[str, ...] = ()
+        self.raw_forms: dict[str, str] = {}
+        self.state_names: tuple[str, ...] = ()
+        # Of the engine: what stands for the parameters' values while a step is traced; the kernels built so far.
+        self.overrides: dict[str, Tensor] = {}
+        self.kernels: dict[Any, Any] = {}
 
     # ---- declaring -----------------------------------------------------------------------------------------------
 
     def define_state(self, name: str) -> None:
         """Declare a hidden state, zero at the start and of the input's shape. The order is the order in `step`."""
         self.register_buffer(name, None, persistent=False)
-        self._state_names = (*self._state_names, name)
+        self.state_names = (*self.state_names, name)
 
     def define_decay(self, name: str, value: Value, rank: int = 1, learnable: bool = True) -> None:
         """A decay in (0, 1): stored as `raw_<name>`, read as `self.<name> = sigmoid(raw_<name>)`."""
@@ -83,13 +88,22 @@ class Layer(nn.Module):
             self.register_parameter(f"raw_{name}", nn.Parameter(raw))
         else:
             self.register_buffer(f"raw_{name}", raw)
-        self._raw_forms[name] = raw_form
+        self.raw_forms[name] = raw_form
 
     def __getattr__(self, name: str) -> Any:
-        raw_forms = self.__dict__.get("_raw_forms", {})
-        if name in raw_forms:
-            return from_raw(raw_forms[name], cast(Tensor, super().__getattr__(f"raw_{name}")))
+        if name in self.__dict__.get("raw_forms", {}) and self.raw_attribute(name) != name:
+            return self.value(name)
         return super().__getattr__(name)
+
+    def raw_attribute(self, name: str) -> str:
+        """The attribute that stores a parameter's raw tensor."""
+        return f"raw_{name}"
+
+    def value(self, name: str) -> Tensor:
+        """A parameter's value in the equations, computed from its raw tensor."""
+        if name in self.overrides:
+            return self.overrides[name]
+        return from_raw(self.raw_forms[name], cast(Tensor, getattr(self, self.raw_attribute(name))))
 
     # ---- running -------------------------------------------------------------------------------------------------
 
@@ -99,27 +113,30 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """One time step. x: [B, ...] with `num_neurons` at `dim`; returns the output of the same shape."""
-        self._check_input(x)
-        states = [self._state(name, x) for name in self._state_names]
+        self.check_input(x)
+        states = [self.state(name, x) for name in self.state_names]
         if self.num_neurons is not None and x.ndim > 1:
             x, *states = (tensor.movedim(self.dim, -1) for tensor in (x, *states))
         results = self.step(x, *states)
-        if len(results) != 1 + len(self._state_names):
+        if len(results) != 1 + len(self.state_names):
             raise TypeError(
                 f"{type(self).__name__}.step returned {len(results)} values; expected the output and the states "
-                f"{list(self._state_names)}"
+                f"{list(self.state_names)}"
             )
         if self.num_neurons is not None and x.ndim > 1:
             results = tuple(tensor.movedim(-1, self.dim) for tensor in results)
-        for name, state in zip(self._state_names, results[1:], strict=True):
+        for name, state in zip(self.state_names, results[1:], strict=True):
             setattr(self, name, state)
         return results[0]
 
     def unroll(self, xs: Tensor, time_dim: int = 0) -> Tensor:
         """The whole sequence. xs: [T, B, ...] (`time_dim=0`) or [B, T, ...] (`time_dim=1`); same shape back.
 
-        The states carry on from before and are left as after the last step. T = 0 changes nothing.
+        The states carry on from before and are left as after the last step. T = 0 changes nothing. Inside `with
+        tt.backend("cpu")` all steps run as one compiled kernel.
         """
+        if executor.current() == "cpu":
+            return fused_layers.unroll(self, xs, time_dim)[0]
         outputs, _ = self.trace(xs, time_dim, states=())
         return outputs
 
@@ -127,7 +144,7 @@ class Layer(nn.Module):
         self, xs: Tensor, time_dim: int = 0, states: Sequence[str] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """`unroll` that also records states: returns the outputs and `{state: its values after every step}`."""
-        names = self._state_names if states is None else tuple(states)
+        names = self.state_names if states is None else tuple(states)
         outputs: list[Tensor] = []
         recorded: dict[str, list[Tensor]] = {name: [] for name in names}
         for x in xs.unbind(time_dim):
@@ -138,7 +155,8 @@ class Layer(nn.Module):
             return torch.empty_like(xs), {name: torch.empty_like(xs) for name in names}
         return torch.stack(outputs, time_dim), {n: torch.stack(values, time_dim) for n, values in recorded.items()}
 
-    def _check_input(self, x: Tensor) -> None:
+    def check_input(self, x: Tensor) -> None:
+        """Raises `TypeError` or `ValueError` unless x is floating point with `num_neurons` at `dim`."""
         if not x.is_floating_point():
             raise TypeError(f"{type(self).__name__}: the input is {x.dtype}; convert it to a floating point type")
         if self.num_neurons is None:
@@ -153,7 +171,8 @@ class Layer(nn.Module):
                 f"num_neurons={self.num_neurons} (input shape {list(x.shape)})"
             )
 
-    def _state(self, name: str, x: Tensor) -> Tensor:
+    def state(self, name: str, x: Tensor) -> Tensor:
+        """A state before a step with the input x: the kept one, or zero. Raises `ValueError` for another shape."""
         state = getattr(self, name)
         if state is None:
             return torch.zeros_like(x)
@@ -168,39 +187,39 @@ class Layer(nn.Module):
 
     def reset_states(self) -> None:
         """Forget the states; the next step starts from the initial ones, whatever its batch size."""
-        for name in self._state_names:
+        for name in self.state_names:
             setattr(self, name, None)
 
     def zero_states(self) -> None:
         """Set the states to zero, keeping their shapes."""
-        for name in self._state_names:
+        for name in self.state_names:
             state = getattr(self, name)
             if state is not None:
                 setattr(self, name, torch.zeros_like(state))
 
     def detach_states(self) -> None:
         """Cut the states from the graph that computed them."""
-        for name in self._state_names:
+        for name in self.state_names:
             state = getattr(self, name)
             if state is not None:
                 setattr(self, name, state.detach())
 
     def save_states(self) -> dict[str, Tensor | None]:
         """`{state: tensor, or None before the first step}`: the tensors themselves, not copies."""
-        return {name: getattr(self, name) for name in self._state_names}
+        return {name: getattr(self, name) for name in self.state_names}
 
     def check_states(self, states: Mapping[str, Tensor | None]) -> None:
         """Raises `ValueError` unless `states` has exactly the states of this layer."""
-        if set(states) != set(self._state_names):
+        if set(states) != set(self.state_names):
             raise ValueError(
-                f"{type(self).__name__}: states {sorted(states)} given, this layer has {sorted(self._state_names)}"
+                f"{type(self).__name__}: states {sorted(states)} given, this layer has {sorted(self.state_names)}"
             )
 
     def load_states(self, states: Mapping[str, Tensor | None], strict: bool = True) -> None:
         """Put back what `save_states` gave. With `strict`, states missing on either side raise `ValueError`."""
         if strict:
             self.check_states(states)
-        for name in self._state_names:
+        for name in self.state_names:
             if name in states:
                 setattr(self, name, states[name])
 
@@ -208,10 +227,11 @@ class Layer(nn.Module):
         # A state that hangs on a graph can be neither deep-copied nor pickled: the copy gets its value.
         attributes = self.__dict__.copy()
         buffers = dict(attributes["_buffers"])
-        for name in self._state_names:
+        for name in self.state_names:
             if buffers[name] is not None:
                 buffers[name] = buffers[name].detach()
         attributes["_buffers"] = buffers
+        attributes["kernels"], attributes["overrides"] = {}, {}
         return attributes
 
     def extra_repr(self) -> str:

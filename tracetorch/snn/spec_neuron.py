@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from tracetorch.core.forms import check_form
 from tracetorch.core.layer import Layer
-from tracetorch.core.raw import from_raw
 from tracetorch.core.spec import NeuronSpec, Parameter
 
 
@@ -30,6 +29,7 @@ class SpecNeuron(Layer):
         super().__init__()
         self._form = check_form(spec)
         self._choices = spec
+        self.raw_forms = {name: parameter.raw for name, parameter in spec.parameters.items()}
         for name, parameter in spec.parameters.items():
             tensor = torch.from_numpy(parameter.value.copy())
             if parameter.learnable:
@@ -49,9 +49,13 @@ class SpecNeuron(Layer):
             parameters[name] = Parameter(tensor.detach().cpu().numpy(), learnable, parameter.raw)
         return self._choices.replace(parameters=parameters)
 
+    def raw_attribute(self, name: str) -> str:
+        """A raw tensor goes by the parameter's own name, as in the spec."""
+        return name
+
     def step(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """x, states: any shape that the parameters broadcast against -> output, states after the step."""
-        values = {name: from_raw(p.raw, getattr(self, name)) for name, p in self._choices.parameters.items()}
+        values = {name: self.value(name) for name in self.raw_forms}
         return self._form.step(self._choices, values, x, *states)
 
     def extra_repr(self) -> str:

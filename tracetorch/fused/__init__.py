@@ -1,0 +1,21 @@
+"""The engine: a step traced into a graph, the graph rendered as a kernel, the kernel run over a whole sequence."""
+
+from tracetorch.fused.compiler import CompilerError
+from tracetorch.fused.executor import BackendError, backend
+from tracetorch.fused.graph import Graph, GraphError, evaluate, verify
+from tracetorch.fused.layers import FuseError, source
+from tracetorch.fused.trace import Traced, trace
+
+__all__ = [
+    "BackendError",
+    "CompilerError",
+    "FuseError",
+    "Graph",
+    "GraphError",
+    "Traced",
+    "backend",
+    "evaluate",
+    "source",
+    "trace",
+    "verify",
+]

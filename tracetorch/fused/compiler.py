@@ -1,0 +1,140 @@
+"""Compiling C and keeping the result: one shared library per source, compiler, flags and processor, in a cache.
+
+An entry is `<key>.so` beside `<key>.sha256`, the digest of its bytes. It is loaded only if it belongs to the user,
+nobody else can write it, and its bytes have that digest; anything else is built again and put in its place.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+FLAGS = (
+    "-O3",
+    "-march=native",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fopenmp",
+    "-fPIC",
+    "-shared",
+)
+
+
+class CompilerError(RuntimeError):
+    """No C compiler, or one that does not compile what it was given."""
+
+
+@cache
+def compiler() -> tuple[str, str]:
+    """Path and version of the C compiler: `$CC`, cc, gcc or clang, the first there is.
+
+    Raises:
+        CompilerError: there is none.
+    """
+    names = [name for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name]
+    for name in names:
+        path = shutil.which(name)
+        if path is not None:
+            version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+            return path, version.split("\n")[0]
+    raise CompilerError(f"no C compiler found (looked for {', '.join(names)}); install gcc or clang, or set CC")
+
+
+@cache
+def _processor() -> str:
+    """What the processor can do: code for one must not be loaded on another that shares the home folder."""
+    flags = ""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        pass
+    return f"{platform.machine()} {platform.processor()} {flags}"
+
+
+def cache_folder() -> Path:
+    """`$TRACETORCH_CACHE`, or `tracetorch` in the user's cache folder."""
+    given = os.environ.get("TRACETORCH_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tracetorch"
+
+
+def _trusted(library: Path, digest: Path) -> bool:
+    """Whether an entry is the user's own, writable by nobody else, and whole."""
+    try:
+        for path in (library, digest):
+            status = path.lstat()
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+                return False
+        return hashlib.sha256(library.read_bytes()).hexdigest() == digest.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _compile(source: str, target: Path) -> None:
+    path, _ = compiler()
+    code = target.with_suffix(".c")
+    code.write_text(source, encoding="utf-8")
+    done = subprocess.run(
+        [path, *FLAGS, "-o", str(target), str(code), "-lm"], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise CompilerError(f"{path} failed on a generated kernel:\n{done.stderr[-2000:]}")
+
+
+def _build(source: str, folder: Path, key: str) -> Path:
+    """Compile in a private folder of the cache, then move the two files into place, the digest last."""
+    with tempfile.TemporaryDirectory(dir=folder) as private:
+        made = Path(private) / "kernel.so"
+        _compile(source, made)
+        made.chmod(0o600)
+        digest = Path(private) / "kernel.sha256"
+        digest.write_text(hashlib.sha256(made.read_bytes()).hexdigest(), encoding="ascii")
+        digest.chmod(0o600)
+        library = folder / f"{key}.so"
+        os.replace(made, library)
+        os.replace(digest, folder / f"{key}.sha256")
+    return library
+
+
+def _usable(folder: Path) -> bool:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+@cache
+def _private_folder() -> Path:
+    """For this process alone, where the cache cannot be written."""
+    return Path(tempfile.mkdtemp(prefix="tracetorch-"))
+
+
+def load(source: str) -> ctypes.CDLL:
+    """The shared library of a C source, from the cache or compiled now.
+
+    Raises:
+        CompilerError: no compiler, or it failed.
+    """
+    path, version = compiler()
+    text = "\0".join((source, path, version, *FLAGS, _processor()))
+    key = hashlib.sha256(text.encode()).hexdigest()[:32]
+    folder = cache_folder()
+    if not _usable(folder):
+        folder = _private_folder()
+    library, digest = folder / f"{key}.so", folder / f"{key}.sha256"
+    if not _trusted(library, digest):
+        library = _build(source, folder, key)
+    return ctypes.CDLL(str(library))

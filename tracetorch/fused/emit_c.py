@@ -1,0 +1,203 @@
+"""The C renderer: a pointwise graph as a loop over time, elements in blocks, states in L1.
+
+Driven by a table of operations; no neuron's name occurs here. `float` stands for the element type, replaced by
+`double` in a float64 kernel. A Python number is written as the element type's exact value (a hexadecimal float).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+import torch
+
+from tracetorch.fused.graph import Argument, Graph, GraphError, Node, Ref
+
+BLOCK = 256  # elements of one block: a few arrays of this length stay in L1
+_TYPES = {torch.float32: "float", torch.float64: "double", torch.bool: "int"}
+
+# exp in float32: x = q ln 2 + s with q an integer, a polynomial of degree 6 in s, then a scale by 2^q in two steps so
+# that results near the ends of the range are exact or infinite. Within 1 ulp; ln 2 is split so that q * high is exact.
+PREAMBLE = """\
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define BLOCK {block}
+
+static inline float scale2_float(float x, int q) {{
+  union {{ int32_t i; float f; }} a, b;
+  int half = q >> 1;
+  a.i = (half + 127) << 23;
+  b.i = (q - half + 127) << 23;
+  return x * a.f * b.f;
+}}
+
+static inline float exp_float(float x) {{
+  float clipped = x > 105.0f ? 105.0f : x < -105.0f ? -105.0f : x;
+  float q = rintf(clipped * 0x1.715476p+0f);
+  float s = __builtin_fmaf(q, -0x1.62e4p-1f, clipped);
+  s = __builtin_fmaf(q, -1.42860676533018705e-6f, s);
+  float u = 1.98527617612853646e-4f;
+  u = __builtin_fmaf(u, s, 1.39304355252534151e-3f);
+  u = __builtin_fmaf(u, s, 8.33336077630519867e-3f);
+  u = __builtin_fmaf(u, s, 4.16664853692054749e-2f);
+  u = __builtin_fmaf(u, s, 1.66666671633720398e-1f);
+  u = __builtin_fmaf(u, s, 0.5f);
+  u = 1.0f + __builtin_fmaf(s * s, u, s);
+  float y = scale2_float(u, (int)q);
+  return x != x ? x : x > 104.0f ? INFINITY : x < -104.0f ? 0.0f : y;
+}}
+
+static inline double exp_double(double x) {{ return exp(x); }}
+"""
+
+
+def _number(value: Argument, dtype: torch.dtype) -> str:
+    assert not isinstance(value, Ref)
+    if dtype is torch.bool:
+        return str(int(bool(value)))
+    number = float(value) if dtype is torch.float64 else float(np.float32(value))
+    if number != number:
+        return "NAN"
+    if number in (float("inf"), float("-inf")):
+        return "INFINITY" if number > 0 else "-INFINITY"
+    return f"{number.hex()}{'f' if dtype is torch.float32 else ''}"
+
+
+def _binary(sign: str) -> Callable[..., str]:
+    return lambda a, b: f"{a} {sign} {b}"
+
+
+def _call(name: str) -> Callable[..., str]:
+    return lambda a: f"{name}({a})"
+
+
+# operation -> C expression; {f} is the suffix of a C function for the element type, {t} the type's name
+_RENDER: Mapping[str, Callable[..., str]] = MappingProxyType(
+    {
+        "add": _binary("+"),
+        "sub": _binary("-"),
+        "mul": _binary("*"),
+        "div": _binary("/"),
+        "neg": lambda a: f"-{a}",
+        "abs": _call("fabs{f}"),
+        "sign": lambda a: f"({{t}})(({a} > 0) - ({a} < 0))",
+        "reciprocal": lambda a: f"1 / {a}",
+        "sqrt": _call("sqrt{f}"),
+        "exp": _call("exp_{t}"),
+        "log": _call("log{f}"),
+        "sigmoid": lambda a: f"1 / (1 + exp_{{t}}(0 - {a}))",
+        "tanh": _call("tanh{f}"),
+        "floor": _call("floor{f}"),
+        "ceil": _call("ceil{f}"),
+        "trunc": _call("trunc{f}"),
+        "round": _call("rint{f}"),
+        "relu": lambda a: f"{a} < 0 ? 0 : {a}",
+        # Comparisons written so that NaN and -0 pass as in torch.
+        "minimum": lambda a, b: f"{a} != {a} ? {a} : {b} != {b} ? {b} : {a} > {b} ? {b} : {a}",
+        "maximum": lambda a, b: f"{a} != {a} ? {a} : {b} != {b} ? {b} : {a} < {b} ? {b} : {a}",
+        "add_scaled": lambda a, b, c: f"__builtin_fma{{f}}({b}, {c}, {a})",
+        "sub_scaled": lambda a, b, c: f"__builtin_fma{{f}}({b}, -{c}, {a})",
+        "sigmoid_backward": lambda g, s: f"{g} * (1 - {s}) * {s}",
+        "tanh_backward": lambda g, t: f"{g} * (1 - {t} * {t})",
+        "threshold_backward": lambda g, x, at: f"{x} <= {at} ? 0 : {g}",
+        "gt": _binary(">"),
+        "ge": _binary(">="),
+        "lt": _binary("<"),
+        "le": _binary("<="),
+        "eq": _binary("=="),
+        "ne": _binary("!="),
+        "and": lambda a, b: f"({a} != 0) & ({b} != 0)",
+        "or": lambda a, b: f"({a} != 0) | ({b} != 0)",
+        "not": lambda a: f"{a} == 0",
+        "where": lambda c, a, b: f"{c} ? {a} : {b}",
+        "cast": lambda a: a,
+        "full_like": lambda value, like: value,
+    }
+)
+_POWERS: Mapping[float, str] = {
+    1.0: "{a}",
+    2.0: "{a} * {a}",
+    3.0: "{a} * {a} * {a}",
+    0.5: "sqrt{{f}}({a})",
+    -1.0: "1 / {a}",
+    -2.0: "1 / ({a} * {a})",
+}
+
+
+def _expression(node: Node, operands: Sequence[str]) -> str:
+    if node.op == "pow":
+        exponent = node.args[1]
+        if isinstance(exponent, Ref) or float(exponent) not in _POWERS:
+            shown = "a tensor" if isinstance(exponent, Ref) else repr(exponent)
+            raise GraphError(f"pow with the exponent {shown} cannot be rendered; it can with {sorted(_POWERS)}")
+        return _POWERS[float(exponent)].format(a=operands[0])
+    if node.op not in _RENDER:
+        raise GraphError(f"the operation {node.op} cannot be rendered in C")
+    return _RENDER[node.op](*operands)
+
+
+def _operand_dtype(graph: Graph, node: Node, position: int) -> torch.dtype:
+    """The dtype in which a number among a node's arguments is computed with."""
+    if node.op == "full_like":
+        return node.dtype
+    others = [
+        graph.dtype(a) for k, a in enumerate(node.args) if isinstance(a, Ref) and not (node.op == "where" and k == 0)
+    ]
+    return others[0] if others else node.dtype
+
+
+class Body:
+    """The statements of a graph inside the element loop.
+
+    Args:
+        graph: what to render.
+        names: a C expression for every input.
+        prefix: of the variables, so that two graphs can stand in one function.
+        skip: nodes already computed elsewhere, with their C expressions.
+    """
+
+    def __init__(self, graph: Graph, names: Mapping[str, str], prefix: str, skip: Mapping[int, str]) -> None:
+        self.graph = graph
+        self.values = [names[name] for name, _ in graph.inputs]
+        self.lines: list[str] = []
+        for k, node in enumerate(graph.nodes):
+            if k in skip:
+                self.values.append(skip[k])
+                continue
+            self.values.append(f"{prefix}{k}")
+            self.lines.append(f"const {_TYPES[node.dtype]} {prefix}{k} = {self.render(node)};")
+
+    def render(self, node: Node) -> str:
+        """One node as a C expression."""
+        operands = []
+        for k, argument in enumerate(node.args):
+            if isinstance(argument, Ref):
+                operands.append(self.values[argument.index])
+            else:
+                operands.append(_number(argument, _operand_dtype(self.graph, node, k)))
+        element = node.dtype if node.dtype in (torch.float32, torch.float64) else torch.float32
+        return (
+            _expression(node, operands)
+            .replace("{f}", "f" if element is torch.float32 else "")
+            .replace("{t}", _TYPES[element])
+        )
+
+    def output(self, name: str) -> str:
+        """The C expression of an output."""
+        return self.values[dict(self.graph.outputs)[name].index]
+
+
+def invariants(graph: Graph, parameters: Sequence[str]) -> list[int]:
+    """Nodes that depend on parameters alone: computed once for a sequence, not once a step."""
+    fixed = {k for k, (name, _) in enumerate(graph.inputs) if name in parameters}
+    n = len(graph.inputs)
+    found = []
+    for k, node in enumerate(graph.nodes):
+        refs = [a.index for a in node.args if isinstance(a, Ref)]
+        if all(ref in fixed for ref in refs) and node.dtype is not torch.bool:
+            fixed.add(n + k)
+            found.append(k)
+    return found

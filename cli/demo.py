@@ -289,13 +289,14 @@ def show(console: Any, o: Outcome, settings: Settings) -> None:
         spikes = f"{row.spike_mismatches:,} of {row.slots:,}" if row.neuron else ""
         layers.add_row(row.name, *verdicts, spikes, row.reason.replace("[", r"\["))
     right = f"({o.correct} and {o.source_correct} of {o.digits} held-out digits)"
+    times = f"{o.milliseconds:.1f} ms, in snnTorch {o.source_milliseconds:.1f} ms; median of several, one thread"
     figures = Table.grid(padding=(0, 2))
     for line in (
         ("test accuracy", f"{o.correct / o.digits:.2%}, in snnTorch {o.source_correct / o.digits:.2%} {right}"),
         ("spike mismatches", f"{a.spike_mismatches:,} of {a.spike_slots:,}, {a.unexplained_mismatches:,} unexplained"),
         ("largest state difference", f"{a.max_state_difference:.2g}"),
         ("gradient agreement", f"relative error at most {a.gradient_error:.2g}, against the float64 oracle"),
-        (f"time per {settings.batch} digits", f"{o.milliseconds:.1f} ms, in snnTorch {o.source_milliseconds:.1f} ms"),
+        (f"time per {settings.batch} digits", times),
     ):
         figures.add_row(*line)
     console.print(layers, figures, "")

@@ -152,7 +152,7 @@ def sinabs_lif(
     """SEMANTICS.md 2, LIF: (spikes, v_mem after each step, i_syn after each step).
 
     spikes: ("single" | "strict" | "multiple" | "limited", n). reset: ("subtract", k or None for theta), ("over_alpha",
-    None) for theta / alpha, ("reset", r) for sinabs's MembraneReset(r), ("zero", None) for v = 0 where a spike is.
+    None) for theta / alpha, ("reset", r) for sinabs's MembraneReset(r), ("value", r) for v = r where a spike is.
     """
     v, i, outputs, vs, currents = 0.0 * xs[0], 0.0 * xs[0], [], [], []
     for x in xs:
@@ -172,8 +172,8 @@ def sinabs_lif(
             v = v - s * (theta if reset[1] is None else reset[1])
         elif reset[0] == "over_alpha":
             v = v - s * (theta / alpha)
-        elif reset[0] == "zero":
-            v = v - s * v
+        elif reset[0] == "value":
+            v = v - (s + (min(n, 1.0) - n)) * (v - reset[1])
         elif reset[0] == "reset":
             v = v * (1.0 if value(s) == 0 else 0.0) + reset[1]
         if min_v_mem is not None and value(v) <= value(min_v_mem):
@@ -305,14 +305,14 @@ def lif_spec(
     kind, amount = {
         "subtract": ("subtract", "threshold" if reset[1] is None else "value"),
         "over_alpha": ("subtract", "threshold_over_decay"),
-        "zero": ("value", "threshold"),
+        "value": ("value", "threshold"),
         "reset": ("add_value", "threshold"),
         "none": ("none", "threshold"),
     }[reset[0]]
     if amount == "value":
         parameters["reset_amount"] = parameter(reset[1], dtype, learnable=True)
     if kind in ("value", "add_value"):
-        parameters["reset_value"] = parameter(reset[1] or 0.0 if kind == "value" else reset[1], dtype, learnable=True)
+        parameters["reset_value"] = parameter(reset[1], dtype, learnable=True)
     choices = {
         "form": "sinabs.LIF",
         "synapse": "none" if syn is None else "add_then_decay",

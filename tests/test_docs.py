@@ -25,6 +25,7 @@ import tracetorch as tt
 from tracetorch import adapters
 from tracetorch.adapters.base import FORWARD, GRADIENT
 from tracetorch.cli import COMMANDS
+from tracetorch.core.forms import FORMS
 from tracetorch.functional import round_ste
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -338,8 +339,10 @@ def blocks(page: Path, language: str = "python") -> list[str]:
 def test_the_example_runs_and_reports_what_the_readme_shows(tmp_path: Path) -> None:
     code, *_ = blocks(README)
     assert len([line for line in code.splitlines() if line]) <= 15
-    prepared = f'import sys; sys.modules["samna"] = None\n{code}'
-    load = f'assert {blocks(README)[1]!r}; import tracetorch as tt; net = tt.load("net.tt"); assert len(net) == 4\n'
+    hazard = 'import sys; sys.modules["samna"] = None\n'
+    prepared = hazard + code
+    alone = 'sys.modules.update({name: None for name in ("snntorch", "sinabs")})\n'
+    load = f"{hazard}{alone}{blocks(README)[1]}\nassert len(net) == 4"
     for text in (prepared, load):
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", text],
@@ -387,13 +390,14 @@ def test_links_and_files_exist(page: Path) -> None:
         written = name.startswith(("build/", ".venv"))
         assert written or (ROOT / name).exists() or "<" in name, name
     for name in re.findall(r"`([\w-]+\.(?:py|toml|md|txt))`", read(page)):
-        assert [p for p in ROOT.rglob(name) if ".venv" not in p.parts], name
+        rooms = ("tracetorch", "adapters", "cli", "docs", "tests")
+        assert (ROOT / name).exists() or any(file for room in rooms for file in (ROOT / room).rglob(name)), name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_names_of_the_package_exist(page: Path) -> None:
     for name in re.findall(r"`(?:tt|tracetorch)((?:\.\w+)+)", read(page)):
-        if name.endswith((".py", ".md", ".tt")):
+        if f"tracetorch{name}" in FORMS:  # a form's name is no path
             continue
         thing: Any = tt
         path = "tracetorch"
@@ -428,8 +432,6 @@ def test_nobody_is_told_to_install_what_is_not_ours(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_speaks_of_the_project_alone(page: Path) -> None:
     assert not re.search(r"/(?:home|root|work|tmp|Users)/|(?i:\bissue) #?\d|(?<!\w)#\d", read(page))
-    prose = re.sub(r"```.*?```", "", read(page), flags=re.DOTALL)
-    assert [line for line in prose.splitlines() if len(line) > 120 and not line.startswith("|")] == []
 
 
 def test_the_picture_is_there_and_small() -> None:

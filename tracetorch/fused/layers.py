@@ -64,16 +64,16 @@ def _guard(layer: Layer) -> tuple[Any, ...]:
     return tuple(seen)
 
 
-def _kernel(layer: Layer, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Kernel:
-    learned = tuple(name for name, tensor in tensors.items() if tensor.requires_grad)
-    key = (dtype, tuple(tensors), learned, _guard(layer))
+def _kernel(layer: Layer, tensors: Mapping[str, Tensor], dtype: torch.dtype, backward: bool) -> Kernel:
+    learned = tuple(name for name, tensor in tensors.items() if tensor.requires_grad and backward)
+    key = (dtype, tuple(tensors), learned, backward, _guard(layer))
     if key not in layer.kernels:
 
         def step(given: Mapping[str, Tensor]) -> Sequence[Tensor]:
             with _replaced(layer, {name: given[name] for name in tensors}):
                 return layer.step(given["x"], *(given[name] for name in layer.state_names))
 
-        layer.kernels[key] = build(step, layer.state_names, tuple(tensors), learned, dtype)
+        layer.kernels[key] = build(step, layer.state_names, tuple(tensors), learned, dtype, backward)
     return layer.kernels[key]
 
 
@@ -112,7 +112,8 @@ def unroll(layer: Layer, xs: Tensor, time_dim: int, record: bool = False) -> tup
     )
     layer.check_input(example)
     states = [layer.state(state, example) for state in layer.state_names]
-    kernel = _kernel(layer, tensors, xs.dtype)
+    needed = any(tensor.requires_grad for tensor in (xs, *states, *tensors.values()))
+    kernel = _kernel(layer, tensors, xs.dtype, backward=needed and torch.is_grad_enabled())
     aligned = [_aligned(tensor, layer, example.ndim) for tensor in tensors.values()]
     ys, last, recorded = scan(kernel, xs, time_dim, states, aligned, record)
     for state, value in zip(layer.state_names, last, strict=True):
@@ -139,5 +140,4 @@ def source(layer: nn.Module, backend: str, backward: bool = False, dtype: torch.
         raise ValueError(f"source: backend {backend!r} has no source in this version; use 'cpu'")
     if not isinstance(layer, Layer):
         raise ValueError(f"source: {type(layer).__name__} is not a native layer")
-    text = _kernel(layer, _tensors(layer), dtype).source
-    return text if backward else text[: text.index("\nvoid backward(")]
+    return _kernel(layer, _tensors(layer), dtype, backward).source

@@ -48,7 +48,12 @@ class Kernel:
 
 
 def build(
-    step: StepFunction, states: Sequence[str], parameters: Sequence[str], learned: Sequence[str], dtype: torch.dtype
+    step: StepFunction,
+    states: Sequence[str],
+    parameters: Sequence[str],
+    learned: Sequence[str],
+    dtype: torch.dtype,
+    backward: bool = True,
 ) -> Kernel:
     """Trace and compile a step.
 
@@ -57,13 +62,16 @@ def build(
         states, parameters: names, in order.
         learned: parameters whose gradients are wanted.
         dtype: float32 or float64, of all of them.
+        backward: whether to build the backward kernel too. Without it nothing of autograd is used, which a process
+            forked after a backward pass could not.
 
     Raises:
         GraphError: a step that is not pointwise, or an operation without a C form; names it.
         CompilerError: no C compiler.
     """
     example = {name: torch.full((8,), 0.5, dtype=dtype) for name in ("x", *states, *parameters)}
-    traced = trace(step, example, states, wanted=("x", *states, *learned), carried=learned)
+    wanted = ("x", *states, *learned) if backward else ()
+    traced = trace(step, example, states, wanted, carried=learned)
     text = kernel_c.source(traced, states, parameters, learned, dtype)
     output = traced.forward.dtype(dict(traced.forward.outputs)["output"])
     return Kernel(traced, tuple(states), tuple(parameters), tuple(learned), dtype, output, text, compiler.load(text))

@@ -46,11 +46,11 @@ class Stage:
         try:
             return self.adapter.spec(self.inner)
         except SpecError as error:
-            field, equals, value = str(error).partition(":")[0].partition("=")
+            what, _, why = str(error).partition(": ")
+            field, equals, value = what.partition("=")
             field, value = (field, value) if equals else ("class", type(self.inner).__qualname__)
-            raise ConversionError(
-                f"{self.name!r}", field, value, str(error), "use what can be read, or change the layer as said"
-            ) from error
+            remedy = "use what can be read, or change the layer as said"
+            raise ConversionError(f"{self.name!r}", field, value, why or what, remedy) from error
 
 
 @dataclass(frozen=True)

@@ -428,9 +428,11 @@ def build(spec: NeuronSpec, building: Building) -> nn.Module:
     for name, neutral in (("spike_scale", 1.0), ("bias", 0.0), ("leak", 0.0)):
         parameter = spec.parameters.get(name)
         if parameter is not None and ((parameter.value != neutral).any() or parameter.learnable):
-            raise building.impossible(
-                name, str(parameter), f"sinabs.layers.LIF has only {neutral:g}", "to='tracetorch'"
-            )
+            remedy = f"{name}={neutral:g}, not learnable, in the source, or to='tracetorch'"
+            raise building.impossible(name, str(parameter), f"sinabs.layers.LIF has only {neutral:g}", remedy)
+    if spec.reset_gradient == "membrane_stopped":
+        why = "its reset functions keep or cut the spike, not the membrane"
+        raise building.impossible("reset_gradient", spec.reset_gradient, why, "another reset in the source")
     if spec.input_gain == "value":
         raise building.impossible("input_gain", "value", "sinabs has 1 or 1 - alpha", "to='tracetorch'")
     train_alphas, decays = _decay_arguments(spec, building)

@@ -9,6 +9,7 @@ import sinabs.layers as sl
 import snntorch as snn
 import torch
 from sinabs import activation
+from snntorch import utils
 from torch import nn
 
 import tracetorch as tt
@@ -192,7 +193,7 @@ def test_the_model_is_an_ordinary_model_of_its_framework():
     assert isinstance(sinabs[1], sl.LIF)
     assert torch.equal(sinabs(xs.transpose(0, 1)).transpose(0, 1), spikes)
     again = adapters.convert(net, to="snntorch", sample=xs, time_dim=0).model
-    snn.utils.reset(again)
+    utils.reset(again)
     assert torch.equal(torch.stack([again(x) for x in xs]), spikes)
 
 
@@ -249,9 +250,9 @@ def test_batch_norm_and_dropout_in_eval_mode_are_carried():
         assert result.report[2].spikes > 100
         theirs = own_run(net, x)
         assert (result.run(x) != theirs).float().mean() < 0.01
-        assert not result.model[1].training
-        result.model.train()
         inner = getattr(result.model[1], "module", result.model[1])
+        assert not inner.training
+        result.model.train()
         assert inner.training
 
 
@@ -261,7 +262,7 @@ def test_float64_networks(to):
     x = sample().double()
     result = adapters.convert(one, to=to, sample=x, time_dim=0)
     assert result.agreement.ok
-    assert result.agreement.gradient_error < 1e-12
+    assert result.agreement.gradient_error < 1e-6  # spikes, and so their gradients, are float32 in both
     assert result.agreement.max_state_difference < 1e-12
     assert torch.equal(result.run(x), own_run(one, x))
     other = nn.Sequential(linear(8, 12), sl.LIF(5.0, norm_input=False)).double()
@@ -413,7 +414,7 @@ def test_stock_back_to_snntorch():
 
 
 def test_a_learnable_threshold_of_sinabs_differs_only_where_it_does():
-    """Our subclass of Leaky gives the threshold no gradient through the spikes, as sinabs: measured equal, said equal."""
+    """Our subclass of Leaky gives the threshold no gradient through the spikes, nor does sinabs: equal, and said so."""
     net, x = sinabs_net(), sample(B, T, 8)
     net[1].spike_threshold.requires_grad_()
     result = adapters.convert(net, to="snntorch", sample=x, require_gradients=True)
@@ -443,14 +444,9 @@ def used(net, x):
     """A network in the middle of its user's work: gradients there, hidden states hanging on a graph."""
     net.train()
     net[0].eval()
-    for part in (x[: len(x) // 2], x[len(x) // 2 :]):
-        if isinstance(net[1], snn.Leaky):
-            outputs = torch.stack([net(step) for step in part])
-        else:
-            outputs = net(part)
-        loss = outputs.square().sum()
-        if part is not x:
-            loss.backward(retain_graph=True)
+    for _ in range(2):  # the second goes on from the first, and its graph hangs on the first's
+        outputs = torch.stack([net(step) for step in x]) if isinstance(net[1], snn.Leaky) else net(x)
+        outputs.square().sum().backward(retain_graph=True)
     states = [layer.mem if isinstance(layer, snn.Leaky) else layer.v_mem for layer in (net[1], net[3])]
     assert all(state.grad_fn is not None for state in states)
     assert net[0].weight.grad.abs().max() > 0

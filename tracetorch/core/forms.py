@@ -144,6 +144,7 @@ FORMS: Mapping[str, Form] = MappingProxyType(
                 "input_gain": ("one", "one_minus_decay"),
                 "spike_count": ("none", "single", "multiple", "limited"),
                 "reset_timing": ("same_step",),
+                "reset_gradient": ("attached", "detached"),
             },
             ("mem_decay", "syn_decay", "threshold", "reset_amount", "reset_value", "min_v_mem"),
             "sinabs.layers.LIF 3.1.3, layers/functional/lif.py lif_forward_single",

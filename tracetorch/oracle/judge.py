@@ -271,7 +271,7 @@ def gradient_error(subject: NDArray[Any], truth: Array) -> float:
     difference = np.where(both_nan, 0.0, np.abs(subject.astype(np.float64) - truth))
     if np.isnan(difference).any():
         return float("inf")
-    scale = float(np.nanmax(np.abs(truth)))
+    scale = float(np.max(np.where(both_nan, 0.0, np.abs(truth))))
     largest = float(difference.max())
     return 0.0 if largest == 0 else largest / scale if scale > 0 else float("inf")
 

@@ -69,6 +69,7 @@ class Conversion:
     _target: Network
     _notes: dict[str, Sequence[Note]]
     _time_dim: int | None
+    _step_shape: torch.Size | None = None
 
     def __repr__(self) -> str:
         return f"Conversion: {self.report}"
@@ -77,7 +78,7 @@ class Conversion:
         """The target on the source's own input; out comes the source's own structure.
 
         A sequence starts from the initial state. A single step (a source with one step per call, converted without
-        `time_dim`) goes on from the last one; `reset()` starts anew.
+        `time_dim`) goes on from the last one; `reset()` starts anew, and so does an input of another shape.
         """
         emits = self._source.emits_state
         if self._single(x):
@@ -127,6 +128,9 @@ class Conversion:
 
     def _run_step(self, x: Tensor) -> Any:
         last = self._target.stages[-1]
+        if self._step_shape not in (None, x.shape):
+            self.reset()  # as snnTorch, which starts anew when the shape of its input changes
+        self._step_shape = x.shape
         if self._target.adapter.STEPPED:
             result = self.model(x)
             ys = result[0] if isinstance(result, tuple) else result
@@ -241,6 +245,21 @@ def _sequence(network: Network, x: Tensor, time_dim: int | None) -> Tensor:
     return xs
 
 
+def _check_precision(network: Network, xs: Tensor) -> None:
+    """torch promotes: a parameter of one precision and an input of another compute in neither's."""
+    for stage in network.stages:
+        tensors = parameters(stage.adapter, stage.inner) if stage.neuron else dict(stage.inner.named_parameters())
+        for name, tensor in tensors.items():
+            if tensor.ndim and tensor.is_floating_point() and tensor.dtype is not xs.dtype:
+                raise ConversionError(
+                    f"{stage.name!r}",
+                    name,
+                    tensor.dtype,
+                    f"the sample is {xs.dtype}",
+                    f"net.to({xs.dtype}), or a sample of the parameters' dtype",
+                )
+
+
 def _build_neuron(stage: Stage, to: str, building: Building, share: bool) -> nn.Module:
     target = adapter(to)
     layer = target.build(stage.spec(), building)
@@ -260,6 +279,8 @@ def _share(stage: Stage, layer: nn.Module, to: str) -> None:
         if name not in ours:
             continue
         tensor, mine = getattr(stage.inner, attribute), getattr(layer, ours[name])
+        if not tensor.is_floating_point():  # threshold=1 is no weight: the target has its float
+            continue
         same = raw[name] == own.get(name) or {raw[name], own.get(name)} <= set(_SAME_RAW)
         if not same or not torch.equal(tensor.detach().to(mine), mine.detach()):
             raise ConversionError(
@@ -383,6 +404,7 @@ def convert(
     """
     network = read(net)
     xs = _sequence(network, sample, time_dim)
+    _check_precision(network, xs)
     with preserved(network):
         target, notes = _write(network, to, stock, share_weights, allow_approximate)
         _check_output(network, target)

@@ -77,7 +77,7 @@ class Network:
         """The network's own forward over [T, B, ...] from the initial state; the spikes, if it returns more."""
         self.reset()
         if self.adapter.STEPPED:
-            results = [self.root(x) for x in xs]
+            results = [self.root(x.clone()) for x in xs]
             return torch.stack([r[0] if isinstance(r, tuple) else r for r in results])
         return self.root(xs.transpose(0, 1)).transpose(0, 1)
 
@@ -111,7 +111,8 @@ def preserved(network: Network) -> Iterator[None]:
 
 def _children(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
     """The modules of nested Sequentials in order, with their paths."""
-    for name, child in module.named_children():
+    for name, child in module._modules.items():  # named_children leaves out a module that stands there again
+        assert child is not None
         path = f"{prefix}{name}"
         _refuse_hooks(child, path)
         if type(child) in (nn.Sequential, Sequential):
@@ -121,12 +122,14 @@ def _children(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]
 
 
 def _refuse_hooks(module: nn.Module, path: str) -> None:
-    if module._forward_hooks or module._forward_pre_hooks:
+    hooks = [module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks]
+    hooks += [t._backward_hooks or {} for t in module.parameters(recurse=False)]
+    if any(hooks):
         raise ConversionError(
             f"{path!r}",
             "hooks",
             type(module).__name__,
-            "a forward hook may change what the layer computes",
+            "a hook may change what the layer computes",
             "remove it",
         )
 
@@ -164,7 +167,7 @@ def _batch_first_stages(path: str, child: nn.Module, owner: Adapter) -> Iterator
 
 def _emits_state(neuron: nn.Module) -> bool:
     """Whether a call returns the state beside the spikes (snnTorch)."""
-    return getattr(neuron, "output", False) is True or getattr(neuron, "init_hidden", True) is False
+    return bool(getattr(neuron, "output", False)) or not getattr(neuron, "init_hidden", True)
 
 
 def _check_stateless(stage: Stage) -> None:
@@ -238,7 +241,7 @@ def read(net: nn.Module) -> Network:
     if emits and emits != [stages[-1]]:
         raise ConversionError(
             f"{emits[0].name!r}",
-            "init_hidden" if getattr(emits[0].inner, "init_hidden", True) is False else "output",
+            "init_hidden" if not getattr(emits[0].inner, "init_hidden", True) else "output",
             getattr(emits[0].inner, "output", None),
             "it passes spikes and membrane on as a tuple, which the next module cannot take",
             "init_hidden=True and output=False in every layer but the last",

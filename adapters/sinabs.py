@@ -205,7 +205,8 @@ def _spike_choices(layer: Any) -> dict[str, Any]:
 
 
 def _as_parameter(value: Any, layer: Any) -> Parameter:
-    tensor = torch.as_tensor(value, dtype=layer.spike_threshold.dtype)
+    dtype = layer.spike_threshold.dtype
+    tensor = torch.as_tensor(value, dtype=dtype if dtype.is_floating_point else torch.get_default_dtype())
     return Parameter(tensor.detach().cpu().numpy(), tensor.requires_grad)
 
 

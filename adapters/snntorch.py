@@ -265,8 +265,6 @@ def _refuse(spec: NeuronSpec, building: Building) -> None:
     bias = spec.parameters.get("bias")
     if bias is not None and (bias.value.any() or bias.learnable):
         raise building.impossible("bias", str(bias), "snntorch.Leaky has none", "bias=0, not learnable")
-    if threshold.learnable and not spec.threshold_gradient:
-        building.note("threshold", "its gradient also comes through the spikes", gradient="differs")
 
 
 def _stock_mechanism(spec: NeuronSpec, building: Building) -> tuple[str, bool]:
@@ -305,6 +303,8 @@ def build(spec: NeuronSpec, building: Building) -> nn.Module:
         )
         return Leaky(form)
     mechanism = _stock_mechanism(spec, building)
+    if spec.parameters["threshold"].learnable and not spec.threshold_gradient:
+        building.note("threshold", "its gradient also comes through the spikes", gradient="differs")
     threshold = value_of(spec, "threshold")
     if building.stock and spec.comparison == ">=":
         building.note("comparison", "u >= threshold as u > the next smaller float")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +80,9 @@ def observe(network: Network, xs: Tensor, grad: bool) -> list[Observed]:
 def _differentiate(seen: Sequence[Observed], cotangent: Tensor) -> None:
     """Fill in the gradients: of every stage's input and output, and of its trainable parameters."""
     trainable = [_trainable(o.stage) for o in seen]
+    uses = Counter(id(tensor) for named in trainable for tensor in named.values())
+    # The gradient of a parameter that several layers share is a sum over them, which no layer can be judged by.
+    trainable = [{name: t for name, t in named.items() if uses[id(t)] == 1} for named in trainable]
     wanted = [o.x for o in seen] + [t for named in trainable for t in named.values()]
     wanted_with_path = [tensor for tensor in wanted if tensor.requires_grad]
     found: dict[int, Tensor | None] = {}

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import re
 import shlex
-import shutil
-import subprocess
 import textwrap
 from importlib import metadata
 from importlib.util import find_spec
@@ -23,7 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-import tracetorch
+import tracetorch as tt
+from tracetorch.fused import compiler
 
 Report = dict[str, Any]
 
@@ -54,7 +52,8 @@ TESTED = {
 UNTESTED = {"safetensors": "exchange of weights"}  # reported, not used by this version
 OLDEST_TORCH = (2, 6)
 NIR_OF_SINABS = (1, 0, 4)  # sinabs 3.1.3 asks for nir up to this one
-ENGINE = "arrives with the engine; this version runs every layer in eager torch"
+CPU = "one compiled C kernel a sequence, in the unroll of native layers inside tt.backend('cpu')"
+TRITON = "arrives with a later version"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +72,7 @@ def diagnose() -> Report:
     """The whole report: `tracetorch`, `python`, `platform`, `packages`, `executors`, `hazards`, `broken`, `ok`."""
     broken = core_faults()
     return {
-        "tracetorch": tracetorch.__version__,
+        "tracetorch": tt.__version__,
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "packages": packages(),
@@ -145,27 +144,29 @@ def executors() -> list[Report]:
     """One row an executor, under the names of `tt.backend`: name, whether it works here, why, and what it would use."""
     device = f"{torch.get_num_threads()} CPU threads"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    compiler = c_compiler()
+    fault = _cpu_fault()
     return [
         {"name": "eager", "works": True, "reason": f"eager torch, {device}" + (f", {gpu}" if gpu else "")},
-        {"name": "cpu", "works": False, "reason": ENGINE, "compiler": compiler},
-        {"name": "triton", "works": False, "reason": ENGINE, "triton": locate("triton") is not None, "gpu": gpu},
+        {"name": "cpu", "works": fault is None, "reason": fault or CPU, "compiler": c_compiler()},
+        {"name": "triton", "works": False, "reason": TRITON, "triton": locate("triton") is not None, "gpu": gpu},
     ]
 
 
+def _cpu_fault() -> str | None:
+    """Why a kernel cannot be compiled and run here, or None: one is."""
+    layer = tt.snn.LI(1, beta=0.5)
+    try:
+        with tt.backend("cpu"), torch.no_grad():
+            answer = layer.unroll(torch.ones(2, 1, 1)).flatten().tolist()
+    except (tt.fused.BackendError, tt.fused.CompilerError, OSError) as error:
+        return str(error)
+    return None if answer == [1.0, 1.5] else f"a kernel computed {answer} instead of [1.0, 1.5]"
+
+
 def c_compiler() -> Report | None:
-    """The first C compiler that answers, of $CC, cc, gcc and clang: its command and version line."""
-    commands = [shlex.split(os.environ.get("CC", "")), ["cc"], ["gcc"], ["clang"]]
-    for command in commands:
-        if not command or shutil.which(command[0]) is None:
-            continue
-        try:
-            answer = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=10, check=False)
-        except (OSError, subprocess.TimeoutExpired):
-            continue
-        if answer.returncode == 0 and answer.stdout.strip():
-            return {"command": shlex.join(command), "version": answer.stdout.strip().splitlines()[0]}
-    return None
+    """The C compiler that the engine would use: its command and version line."""
+    found = compiler.find()
+    return None if found is None else {"command": shlex.join(found[0]), "version": found[1]}
 
 
 def hazards() -> list[Report]:
@@ -245,10 +246,10 @@ def render(report: Report) -> str:
         lines.append(f"  {row['name']:<14} {row['installed'] or '-':<16} {tested:<22} {row['purpose']}{mark}")
     lines += ["", "Executors"]
     for row in report["executors"]:
-        lines.append(f"  {row['name']:<14} {'works' if row['works'] else 'not yet':<16} {row['reason']}")
+        lines.append(f"  {row['name']:<14} {'works' if row['works'] else 'no':<16} {row['reason']}")
         if row["name"] == "cpu":
-            compiler = row["compiler"]
-            found = f"{compiler['command']}: {compiler['version']}" if compiler else "none found ($CC, cc, gcc, clang)"
+            chosen = row["compiler"]
+            found = f"{chosen['command']}: {chosen['version']}" if chosen else "none found ($CC, cc, gcc, clang)"
             lines.append(f"  {'':<31} C compiler: {found}")
         if row["name"] == "triton":
             triton = "installed" if row["triton"] else "not installed"

@@ -234,6 +234,20 @@ def test_sinabs_with_repeated_convolutions():
         assert int((ours != theirs).sum()) == result.report[-1].spike_mismatches
 
 
+@pytest.mark.parametrize("to", ["tracetorch", "sinabs", "snntorch"])
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_a_network_that_ends_in_a_linear_readout(to, batch):
+    """The bits of a matrix product with one row depend on where its input lies in memory."""
+    net = nn.Sequential(linear(5, 13), snn.Leaky(0.9, init_hidden=True), linear(13, 3))
+    xs = sample(T, batch, 5)
+    result = adapters.convert(net, to=to, sample=xs, time_dim=0)
+    assert result.agreement.ok
+    assert result.report[1].spikes > 20
+    assert (result.run(xs) - own_run(net, xs)).abs().max() < 1e-5
+    if to != "sinabs":
+        assert bits(result.run(xs)) == bits(own_run(net, xs))
+
+
 def test_batch_norm_and_dropout_in_eval_mode_are_carried():
     net = nn.Sequential(
         nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), snn.Leaky(0.9, init_hidden=True), nn.Dropout(0.5), nn.Flatten()
@@ -375,6 +389,19 @@ def test_gradients_of_both_agree_as_the_report_says(reset):
     assert {row.gradient for row in native.report} == {"exact"}
     ours = gradients(lambda x: (tt.unroll(native.model, x) * weights).sum(), native.model, xs)
     assert bits(ours[0]) == bits(theirs[0])
+
+
+def test_gradients_that_overflow_in_the_source_are_no_difference():
+    """A straight-through spike and an attached reset: the gradient grows with every step, in both alike."""
+    options = {"reset_mechanism": "zero", "reset_delay": False}
+    net = snn_net(spike_grad=snn.surrogate.straight_through_estimator(), **options)
+    xs = sample(300, B, 8) * 3
+    result = adapters.convert(net, to="tracetorch", sample=xs, time_dim=0)
+    x = xs.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(own_run(net, x).sum(), x)
+    assert not torch.isfinite(gradient).all()
+    assert result.agreement.ok
+    assert {row.forward for row in result.report} == {"exact"}
 
 
 def test_a_learned_tau_is_reparametrised_and_said_so():

@@ -79,6 +79,22 @@ def test_allow_approximate_says_what_is_lost_and_measures_it(stock):
     assert "DO NOT AGREE" in str(result.agreement)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"norm_input": True}, {"min_v_mem": -0.1}, {"reset_fn": activation.MembraneReset(0.1)}, {"tau_mem": 1.5}],
+    ids=str,
+)
+def test_allow_approximate_gives_the_nearest_stock_layer_and_measures_it(options):
+    net, x = nn.Sequential(linear(), lif(**options)), sample(B, T, 8) * 4 - 1
+    result = adapters.convert(net, to="snntorch", sample=x, stock=True, allow_approximate=True)
+    assert type(result.model[1]) is snn.Leaky
+    row = result.report[1]
+    assert (row.forward, row.gradient) == ("approximate", "differs")
+    assert "is lost" in row.reason
+    assert row.unexplained_mismatches + row.state_violations > 0
+    assert not result.agreement.ok
+
+
 def test_require_gradients_with_stock_parts():
     net = nn.Sequential(linear(), leaky())
     error = refused(net, "sinabs", stock=True, require_gradients=True)
@@ -355,6 +371,20 @@ def test_an_empty_sample(shape):
     error = refused(nn.Sequential(linear(), leaky()), x=torch.zeros(shape))
     assert error.field == "sample"
     assert "proves nothing" in str(error)
+
+
+@pytest.mark.parametrize("to", ["tracetorch", "sinabs", "snntorch"])
+@pytest.mark.parametrize("width", [8, T])
+def test_a_sample_without_a_batch_is_carried_or_refused(to, width):
+    """snnTorch takes [T, features] as well; [B, T, ...] of sinabs has no such thing."""
+    net, x = nn.Sequential(linear(width, width), leaky()), sample(T, width)
+    try:
+        result = adapters.convert(net, to=to, sample=x, time_dim=0)
+    except adapters.ConversionError as error:
+        assert error.field == "sample"  # noqa: PT017
+    else:
+        net[1].mem = torch.zeros(0)
+        assert torch.equal(result.run(x), torch.stack([net(step) for step in x]))
 
 
 @pytest.mark.parametrize("time_dim", [5, -4])

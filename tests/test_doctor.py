@@ -106,12 +106,21 @@ def fake_compiler(path: Path, script: str) -> Path:
     return path
 
 
-def test_eager_works_and_the_fused_executors_are_not_claimed() -> None:
+def test_an_executor_is_claimed_only_if_it_ran() -> None:
     executors = {row["name"]: row for row in doctor.executors()}
-    assert {name: row["works"] for name, row in executors.items()} == {"eager": True, "cpu": False, "triton": False}
-    assert "not" not in executors["eager"]["reason"]
-    assert executors["cpu"]["reason"] == executors["triton"]["reason"] == doctor.ENGINE
+    works = {name: row["works"] for name, row in executors.items()}
+    assert works == {"eager": True, "cpu": doctor.c_compiler() is not None, "triton": False}
+    assert executors["cpu"]["reason"] == doctor.CPU or doctor.c_compiler() is None
+    assert executors["triton"]["reason"] == doctor.TRITON
     assert (executors["triton"]["gpu"] is not None) == torch.cuda.is_available()
+
+
+def test_without_a_compiler_the_cpu_executor_is_not_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    row = doctor.executors()[1]
+    assert not row["works"]
+    assert "no C compiler found" in row["reason"]
 
 
 def test_compilers_are_tried_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -352,7 +352,7 @@ def specs(draw):
 
 
 QUICK = hypothesis.settings(
-    max_examples=150,
+    max_examples=80,
     deadline=None,
     derandomize=True,
     database=None,

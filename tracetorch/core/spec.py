@@ -112,6 +112,22 @@ class SpecError(ValueError):
     """A `NeuronSpec` that contradicts itself, or that cannot be read from a layer."""
 
 
+def _is_number(value: object) -> bool:
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _refuse_all_but_numbers(value: Any) -> None:
+    """NumPy would read a string or a bool as a number."""
+    if isinstance(value, list):
+        for item in value:
+            _refuse_all_but_numbers(item)
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise SpecError(f"{value!r:.60} is not a number")
+
+
 @dataclass(frozen=True)
 class Parameter:
     """One parameter of a neuron: the raw numbers as the source stores them.
@@ -128,18 +144,21 @@ class Parameter:
     raw: str = "value"
 
     def __post_init__(self) -> None:
-        value = np.array(self.value)
+        if not isinstance(self.value, (np.ndarray, np.generic)):
+            raise SpecError(f"a parameter must be a float32 or float64 array, not {self.value!r:.60}")
+        value = np.array(self.value, order="C")
         if value.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
             raise SpecError(f"a parameter must be float32 or float64, not {value.dtype}")
         if not np.isfinite(value).all():
-            raise SpecError(f"a parameter holds a value that is not finite: {value}")
+            raise SpecError(f"a parameter holds a value that is not finite ({value})")
         if value.size == 0:
             raise SpecError("a parameter is empty")
         if self.raw not in RAW_FORMS:
             raise SpecError(f"raw form {self.raw!r} is not known; known: {', '.join(RAW_FORMS)}")
+        if not isinstance(self.learnable, bool):
+            raise SpecError(f"learnable={self.learnable!r}: must be True or False")
         value.setflags(write=False)
         object.__setattr__(self, "value", value)
-        object.__setattr__(self, "learnable", bool(self.learnable))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Parameter):
@@ -147,12 +166,15 @@ class Parameter:
         return (
             self.value.dtype == other.value.dtype
             and self.value.shape == other.value.shape
-            and bool((self.value == other.value).all())
+            and self.value.tobytes() == other.value.tobytes()
             and (self.learnable, self.raw) == (other.learnable, other.raw)
         )
 
     def __hash__(self) -> int:
         return hash((self.value.tobytes(), self.value.shape, self.learnable, self.raw))
+
+    def __reduce__(self) -> Any:
+        return type(self).from_dict, (self.to_dict(),)
 
     def __str__(self) -> str:
         if self.value.size == 1:
@@ -179,8 +201,11 @@ class Parameter:
             extra = set(data) - {"value", "dtype", "learnable", "raw"}
             if extra or data["dtype"] not in ("float32", "float64") or not isinstance(data["learnable"], bool):
                 raise SpecError(f"not a parameter: {dict(data)!r:.200}")
-            return cls(np.array(data["value"], dtype=data["dtype"]), data["learnable"], data["raw"])
-        except (KeyError, TypeError, ValueError) as error:
+            _refuse_all_but_numbers(data["value"])
+            with np.errstate(over="ignore"):  # what overflows float32 is infinite, and refused as that
+                value = np.array(data["value"], dtype=data["dtype"])
+            return cls(value, data["learnable"], data["raw"])
+        except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
             raise SpecError(f"not a parameter ({error}): {data!r:.200}") from error
 
 
@@ -226,7 +251,12 @@ class NeuronSpec:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.parameters, Mapping):
+            raise SpecError(f"parameters={self.parameters!r:.60}: must be a mapping from names to Parameter")
         parameters = {name: self.parameters[name] for name in PARAMETERS if name in self.parameters}
+        for name, parameter in parameters.items():
+            if not isinstance(parameter, Parameter):
+                raise SpecError(f"parameters: {name}={parameter!r:.60} must be a tracetorch.Parameter")
         unknown = set(self.parameters) - set(PARAMETERS)
         if unknown:
             raise SpecError(f"parameters: {sorted(unknown)} are not known; known: {', '.join(PARAMETERS)}")
@@ -235,7 +265,7 @@ class NeuronSpec:
             raise SpecError(f"form={self.form!r}: must be the name of an order of operations")
         for name, choices in CHOICES.items():
             value = getattr(self, name)
-            if value not in choices:
+            if not isinstance(value, str) or value not in choices:
                 raise SpecError(f"{name}={value!r}: must be one of {', '.join(map(repr, choices))}")
         if self.surrogate is not None and not isinstance(self.surrogate, Surrogate):
             raise SpecError(f"surrogate={self.surrogate!r}: must be a tracetorch.functional.Surrogate or None")
@@ -255,8 +285,17 @@ class NeuronSpec:
                 raise SpecError(f"{number}={value!r}: only with {choice[0]}={choice[1]!r}")
         if (self.dt is None) != (self.time_unit is None):
             raise SpecError(f"dt={self.dt!r}, time_unit={self.time_unit!r}: give both or neither")
-        if self.dt is not None and not (math.isfinite(self.dt) and self.dt > 0):
-            raise SpecError(f"dt={self.dt!r}: must be a finite number above 0")
+        if self.dt is not None and not (_is_number(self.dt) and self.dt > 0):
+            raise SpecError(f"dt={self.dt!r:.60}: must be a finite number above 0")
+        if self.dt is not None:
+            object.__setattr__(self, "dt", float(self.dt))
+        if self.time_unit is not None and not isinstance(self.time_unit, str):
+            raise SpecError(f"time_unit={self.time_unit!r:.60}: must be the name of a unit")
+        if not isinstance(self.threshold_gradient, bool):
+            raise SpecError(f"threshold_gradient={self.threshold_gradient!r}: must be True or False")
+        timed = [name for name, p in self.parameters.items() if p.raw in ("exp_dt_tau", "one_minus_dt_rate")]
+        if timed and self.dt is None:
+            raise SpecError(f"dt=None: {timed[0]} has the raw form {self.parameters[timed[0]].raw!r}, which needs a dt")
 
     def _check_consistency(self) -> None:
         spiking = self.spike_count != "none"
@@ -338,11 +377,11 @@ class NeuronSpec:
             values["parameters"] = {n: Parameter.from_dict(p) for n, p in values["parameters"].items()}
             if values["surrogate"] is not None:
                 given = values["surrogate"]
+                if set(given) != {"name", "parameters"} or not isinstance(given["name"], str):
+                    raise SpecError(f"surrogate={given!r:.100}: must have a name and parameters")
                 values["surrogate"] = Surrogate(given["name"], tuple(sorted(given["parameters"].items())))
-            if not isinstance(values["threshold_gradient"], bool):
-                raise SpecError(f"threshold_gradient={values['threshold_gradient']!r}: must be true or false")
             return cls(**values)
-        except (AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError) as error:
             raise SpecError(f"not a NeuronSpec: {error}") from error
         except ValueError as error:
             raise error if isinstance(error, SpecError) else SpecError(str(error)) from error
@@ -352,12 +391,15 @@ class NeuronSpec:
         """The inverse of `to_json`. Raises `SpecError` on anything else."""
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise SpecError(f"not JSON: {error}") from error
         return cls.from_dict(data)
 
     def __hash__(self) -> int:
         return hash(self.to_json())
+
+    def __reduce__(self) -> Any:
+        return type(self).from_json, (self.to_json(),)
 
     def __str__(self) -> str:
         lines = [f"NeuronSpec, computed as {self.form}"]

@@ -166,7 +166,11 @@ class Surrogate:
             if key not in defaults:
                 known = ", ".join(defaults) or "none"
                 raise ValueError(f"surrogate {self.name!r} has no parameter {key!r}; it has: {known}")
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            try:
+                finite = not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
+            except OverflowError:
+                finite = False
+            if not finite:
                 raise ValueError(f"surrogate {self.name!r}: {key}={value!r} is not a finite number")
         merged = tuple((key, float(given.get(key, default))) for key, default in defaults.items())
         object.__setattr__(self, "parameters", merged)

@@ -10,6 +10,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import stat
 import subprocess
@@ -34,19 +35,36 @@ class CompilerError(RuntimeError):
 
 
 @cache
-def compiler() -> tuple[str, str]:
-    """Path and version of the C compiler: `$CC`, cc, gcc or clang, the first there is.
+def _answer(command: tuple[str, ...], path: str | None) -> str | None:
+    """The version line of a compiler, or None if it does not answer. `path` is where it is looked for."""
+    try:
+        answer = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip().splitlines()[0] if answer.returncode == 0 and answer.stdout.strip() else None
+
+
+def find() -> tuple[tuple[str, ...], str] | None:
+    """The C compiler's command and version line: the first of `$CC`, cc, gcc and clang that answers, or None."""
+    path = os.environ.get("PATH")
+    for command in (tuple(shlex.split(os.environ.get("CC", ""))), ("cc",), ("gcc",), ("clang",)):
+        if command and shutil.which(command[0]) is not None:
+            version = _answer(command, path)
+            if version is not None:
+                return command, version
+    return None
+
+
+def compiler() -> tuple[tuple[str, ...], str]:
+    """As `find`.
 
     Raises:
         CompilerError: there is none.
     """
-    names = [name for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name]
-    for name in names:
-        path = shutil.which(name)
-        if path is not None:
-            version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
-            return path, version.split("\n")[0]
-    raise CompilerError(f"no C compiler found (looked for {', '.join(names)}); install gcc or clang, or set CC")
+    found = find()
+    if found is None:
+        raise CompilerError("no C compiler found ($CC, cc, gcc, clang); install gcc or clang, or set CC")
+    return found
 
 
 @cache
@@ -82,14 +100,14 @@ def _trusted(library: Path, digest: Path) -> bool:
 
 
 def _compile(source: str, target: Path) -> None:
-    path, _ = compiler()
+    command, _ = compiler()
     code = target.with_suffix(".c")
     code.write_text(source, encoding="utf-8")
     done = subprocess.run(
-        [path, *FLAGS, "-o", str(target), str(code), "-lm"], capture_output=True, text=True, check=False
+        [*command, *FLAGS, "-o", str(target), str(code), "-lm"], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise CompilerError(f"{path} failed on a generated kernel:\n{done.stderr[-2000:]}")
+        raise CompilerError(f"{command[0]} failed on a generated kernel:\n{done.stderr[-2000:]}")
 
 
 def _build(source: str, folder: Path, key: str) -> Path:
@@ -128,8 +146,8 @@ def load(source: str) -> ctypes.CDLL:
     Raises:
         CompilerError: no compiler, or it failed.
     """
-    path, version = compiler()
-    text = "\0".join((source, path, version, *FLAGS, _processor()))
+    command, version = compiler()
+    text = "\0".join((source, *command, version, *FLAGS, _processor()))
     key = hashlib.sha256(text.encode()).hexdigest()[:32]
     folder = cache_folder()
     if not _usable(folder):

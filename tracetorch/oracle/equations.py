@@ -90,17 +90,13 @@ class Equations:
         return np.asarray(value, dtype=np.float64)
 
     def after_reset(self, stored: Array, spikes: Array) -> Array:
-        """The canonical membrane of a stored one: applies a reset that is still pending."""
-        if not self.choices.stores_before_reset:
-            return stored
+        """The canonical membrane of one stored before its reset: applies the pending reset."""
         if self.choices.reset == "subtract":
             return stored - spikes * self.rho
-        return np.where(spikes > 0, self.v_reset, stored)
+        return stored if self.choices.reset == "none" else np.where(spikes > 0, self.v_reset, stored)
 
     def before_reset(self, v: Array, spikes: Array) -> Array:
         """The inverse of `after_reset` for a subtractive reset: what a source that stores it before the reset shows."""
-        if not self.choices.stores_before_reset:
-            return v
         if self.choices.reset != "subtract":
             raise OracleError(f"reset={self.choices.reset!r} loses the membrane before the reset")
         return v + spikes * self.rho

@@ -13,7 +13,7 @@ a parameter that is itself computed (exp(-1/tau)) is off by a_error roundoffs, w
 the latter where the gain is 1-a. A division by theta in a spike count adds e|w|. A stored membrane takes up to 4 more
 roundings, of |w| + |rho s| + |v_min|: the bound of the state. Underflow adds the smallest subnormal a few times.
 
-Where every intermediate result is exactly representable in the subject's precision, no rounding happens in any order of
+Where every intermediate result is exactly representable in float32, no rounding happens in any order of
 operations and the bound is 0: an exact tie at the threshold must then be decided as the spec says.
 """
 
@@ -39,9 +39,10 @@ def _roundoff(dtype: np.dtype[Any]) -> tuple[float, float]:
     return float(info.eps) / 2, 16 * float(info.smallest_subnormal)
 
 
-def _representable(value: Array, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
+def _representable(value: Array) -> NDArray[np.bool_]:
+    """In float32: then no rounding happened, in the subject's float32 or float64 as in the oracle's float64."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.asarray(value == value.astype(dtype).astype(np.float64))
+        return np.asarray(value == value.astype(np.float32).astype(np.float64))
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,9 @@ def trajectory(spec: Any, recording: Recording) -> tuple[Equations, Trace, Array
     """The subject's trajectory in canonical coordinates, and its recorded canonical membrane [T, ...]."""
     eq = equations(spec)
     spikes = _spike_numbers(eq, recording)
-    own = equations(recording.spec)
-    v = own.after_reset(recording.states["v_mem"].astype(np.float64), spikes)
+    stored = recording.states["v_mem"].astype(np.float64)
+    # How it is stored is the subject's own choice; the numbers of the reset are those it is judged by.
+    v = eq.after_reset(stored, spikes) if recording.spec.stores_before_reset else stored
     i = recording.states["i_syn"].astype(np.float64) if "i_syn" in recording.states else np.zeros_like(v)
     x = recording.x.astype(np.float64)
     i_before, v_before = _before(i), _before(v)
@@ -132,7 +134,7 @@ def trajectory(spec: Any, recording: Recording) -> tuple[Equations, Trace, Array
     return eq, Trace(x, i_before, v_before, step), v
 
 
-def _bounds(eq: Equations, trace: Trace, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+def _bounds(eq: Equations, trace: Trace, dtype: np.dtype[Any], spikes: np.dtype[Any]) -> tuple[Array, Array]:
     """The rounding bounds of w and of the stored membrane, as derived above."""
     e, tiny = _roundoff(dtype)
     step = trace.step
@@ -145,14 +147,20 @@ def _bounds(eq: Equations, trace: Trace, dtype: np.dtype[Any]) -> tuple[Array, A
     v = w + e * _STORE_ROUNDINGS * (np.abs(step.w) + np.abs(eq.rho * step.s) + low + np.abs(eq.v_reset)) + tiny
     if eq.choices.reset == "subtract" and np.any(eq.a_error):
         v = v + e * eq.a_error * np.abs(eq.rho * step.s)
+    if spikes != dtype and eq.choices.reset == "subtract":
+        # Spikes are float32 in snnTorch and sinabs, also under a float64 membrane, and torch computes their product with
+        # a threshold of no dimension in float32.
+        coarse = _roundoff(spikes)[0]
+        w = w + coarse * (np.abs(pending) + np.abs(eq.rho * step.r))
+        v = v + w + coarse * np.abs(eq.rho * step.s)
     decayed, drive = eq.a * trace.v_before, eq.b * step.i
     parts = [eq.a, eq.b, eq.c, eq.rho, eq.theta, trace.v_before, decayed, step.i, drive, decayed + drive, step.w]
     parts += [step.w - eq.theta, eq.rho * step.s, step.v, decayed + pending, decayed + pending + drive]
     parts += [step.w + eq.rho * step.r]
     exact = np.ones(step.w.shape, dtype=bool)
     for part in parts:
-        exact &= _representable(np.asarray(part), dtype)
-    if np.any(eq.a_error) or np.any(eq.a_s_error) or eq.a_s is not None:
+        exact &= _representable(np.asarray(part))
+    if np.any(eq.a_error) or eq.a_s is not None or eq.v_min is not None:
         exact[...] = False
     return np.where(exact, 0.0, w), np.where(exact, 0.0, v)
 
@@ -176,9 +184,14 @@ def judge(spec: Any, recording: Recording) -> Judgement:
     """
     if spec.states != recording.spec.states:
         raise OracleError(f"the subject has the states {recording.spec.states}, the spec {spec.states}")
+    with np.errstate(all="ignore"):  # NaN and infinity are judged, not warned of
+        return _judge(spec, recording)
+
+
+def _judge(spec: Any, recording: Recording) -> Judgement:
     eq, trace, _ = trajectory(spec, recording)
     step = trace.step
-    w_bound, v_bound = _bounds(eq, trace, recording.x.dtype)
+    w_bound, v_bound = _bounds(eq, trace, recording.x.dtype, recording.outputs.dtype)
     spikes = _spike_numbers(eq, recording)
     stored = recording.states["v_mem"].astype(np.float64)
     before = recording.spec.stores_before_reset
@@ -231,8 +244,9 @@ def gradients(spec: Any, recording: Recording, grad_output: NDArray[Any]) -> dic
         recording: what the subject did, from the zero state on.
         grad_output: dL/doutput, [T, ...].
     """
-    eq, trace, _ = trajectory(spec, recording)
-    g = backward(eq, trace, grad_output.astype(np.float64))
+    with np.errstate(all="ignore"):
+        eq, trace, _ = trajectory(spec, recording)
+        g = backward(eq, trace, grad_output.astype(np.float64))
     leak: Any = 0.0
     if "leak" in spec.parameters:
         leak = RAW[spec.parameters["leak"].raw].value(spec.parameters["leak"].value.astype(np.float64))
@@ -268,10 +282,11 @@ def gradient_error(subject: NDArray[Any], truth: Array) -> float:
     if truth.size == 0:
         raise OracleError("an empty gradient proves nothing")
     both_nan = np.isnan(subject) & np.isnan(truth)
-    difference = np.where(both_nan, 0.0, np.abs(subject.astype(np.float64) - truth))
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = np.where(both_nan | (subject == truth), 0.0, np.abs(subject.astype(np.float64) - truth))
     if np.isnan(difference).any():
         return float("inf")
-    scale = float(np.max(np.where(both_nan, 0.0, np.abs(truth))))
+    scale = float(np.max(np.where(np.isfinite(truth), np.abs(truth), 0.0)))
     largest = float(difference.max())
     return 0.0 if largest == 0 else largest / scale if scale > 0 else float("inf")
 

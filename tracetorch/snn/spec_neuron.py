@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tracetorch.core.forms import check_form
 from tracetorch.core.layer import Layer
-from tracetorch.core.spec import NeuronSpec, Parameter
+from tracetorch.core.spec import NeuronSpec, Parameter, SpecError
 
 
 class SpecNeuron(Layer):
@@ -46,7 +46,10 @@ class SpecNeuron(Layer):
         for name, parameter in self._choices.parameters.items():
             tensor = getattr(self, name)
             learnable = isinstance(tensor, nn.Parameter) and tensor.requires_grad
-            parameters[name] = Parameter(tensor.detach().cpu().numpy(), learnable, parameter.raw)
+            try:
+                parameters[name] = Parameter(tensor.detach().cpu().numpy(), learnable, parameter.raw)
+            except (SpecError, TypeError) as error:
+                raise SpecError(f"{name}={tensor.dtype}: {error}") from error
         return self._choices.replace(parameters=parameters)
 
     def raw_attribute(self, name: str) -> str:

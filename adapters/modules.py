@@ -50,8 +50,8 @@ def is_known(module: nn.Module) -> bool:
 def per_step(module: nn.Module, xs: Tensor) -> Tensor:
     """The module called once per time step. xs: [T, B, ...].
 
-    Each step is a tensor of its own, as in the network's own loop: a matrix product may round otherwise in a slice, whose
-    memory is aligned otherwise.
+    Each step is a tensor of its own, as in the network's own loop: a matrix product may round otherwise in a
+    slice, whose memory is aligned otherwise.
     """
     return torch.stack([module(x.clone()) for x in xs])
 

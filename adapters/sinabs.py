@@ -98,9 +98,11 @@ class Reset:
         """As sinabs's reset functions: the state after the reset."""
         if self.kind == "none":
             return state.copy()
-        v, s = state["v_mem"], spikes.detach() if self.detached else spikes
+        v = state["v_mem"]
+        # Spikes are float32 whatever the membrane is; times a threshold of no dimension they would round to float32.
+        s = (spikes.detach() if self.detached else spikes).to(v.dtype)
         if self.kind == "value":
-            return {**state, "v_mem": v - (s if self.single else (s > 0).float()) * v}
+            return {**state, "v_mem": v - (s if self.single else (s > 0).to(v.dtype)) * v}
         if self.over_decay:
             assert self.layer is not None
             threshold = threshold / self.layer.alpha_mem_calculated

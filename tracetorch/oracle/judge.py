@@ -148,8 +148,8 @@ def _bounds(eq: Equations, trace: Trace, dtype: np.dtype[Any], spikes: np.dtype[
     if eq.choices.reset == "subtract" and np.any(eq.a_error):
         v = v + e * eq.a_error * np.abs(eq.rho * step.s)
     if spikes != dtype and eq.choices.reset == "subtract":
-        # Spikes are float32 in snnTorch and sinabs, also under a float64 membrane, and torch computes their product with
-        # a threshold of no dimension in float32.
+        # Spikes are float32 in snnTorch and sinabs, also under a float64 membrane, and torch computes their product
+        # with a threshold of no dimension in float32.
         coarse = _roundoff(spikes)[0]
         w = w + coarse * (np.abs(pending) + np.abs(eq.rho * step.r))
         v = v + w + coarse * np.abs(eq.rho * step.s)

@@ -157,17 +157,19 @@ class _CarriedBack:
 
     def __init__(self, source: Network, target: Network) -> None:
         self.pairs = [pair for pair in _pairs(source, target) if not pair.agree()]
-        self.saved = [(pair.theirs, pair.theirs.detach().clone()) for pair in self.pairs]
+        # The memory is put aside, not written to: sinabs's default threshold is one tensor for all layers.
+        self.saved = [(pair.theirs, pair.theirs.data) for pair in self.pairs]
 
     def __enter__(self) -> None:
         for pair in self.pairs:
             ours = pair.ours.detach()
             same = pair.their_raw == pair.our_raw
-            pair.theirs.data.copy_(ours if same else to_raw(pair.their_raw, from_raw(pair.our_raw, ours)))
+            value = ours if same else to_raw(pair.their_raw, from_raw(pair.our_raw, ours))
+            pair.theirs.data = value.to(pair.theirs.dtype).clone()
 
     def __exit__(self, *_: object) -> None:
         for theirs, value in self.saved:
-            theirs.data.copy_(value)
+            theirs.data = value
 
 
 @dataclass(frozen=True)
@@ -238,6 +240,9 @@ def _sequence(network: Network, x: Tensor, time_dim: int | None) -> Tensor:
                 "''", "time_dim", axis, f"out of range for the shape {list(x.shape)}", "time_dim=0 or 1"
             )
         xs = _time_first(network, x, time_dim)
+    if xs.ndim < 3:
+        why = "it has no batch dimension beside time and features"
+        raise ConversionError("''", "sample", list(x.shape), why, "x.unsqueeze(1)")
     if xs.numel() == 0:
         raise ConversionError(
             "''", "sample", list(x.shape), "an empty input proves nothing", "at least one step and sample"

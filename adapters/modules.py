@@ -34,11 +34,12 @@ SELECT = (
     nn.Unflatten,
     nn.ZeroPad2d,
 )
-NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm)
+BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+NORM = (*BATCH_NORM, nn.LayerNorm, nn.GroupNorm)
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 # Whose result in training mode depends on the other steps' or on chance.
-MODAL = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, *DROPOUT)
+MODAL = (*BATCH_NORM, *DROPOUT)
 KNOWN = (*ELEMENTWISE, *MATMUL, *AVERAGE, *SELECT, *NORM, *DROPOUT)
 
 
@@ -68,6 +69,8 @@ def _absolute(module: nn.Module) -> nn.Module:
     with torch.no_grad():
         for parameter in twin.parameters():
             parameter.abs_()
+        if isinstance(twin, BATCH_NORM) and twin.running_mean is not None:
+            twin.running_mean.abs_().neg_()
     return twin
 
 
@@ -77,6 +80,8 @@ def _terms(module: nn.Module, x: Tensor, y: Tensor) -> int | None:
         weight = module.weight
         transposed = isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d))
         return weight.numel() // (1 if transposed else weight.shape[0]) + 1
+    if isinstance(module, BATCH_NORM) and not module.training:
+        return 8  # (x - mean) / sqrt(var + eps) * weight + bias, folded into a scale and a shift by some kernels
     if isinstance(module, AVERAGE):
         return x[0].numel() // max(1, x.shape[1])
     return None

@@ -17,6 +17,13 @@ from tracetorch.core.model import Sequential
 from tracetorch.core.spec import NeuronSpec, SpecError
 
 
+class _Verbatim(str):
+    """A value already written as Python writes it."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 @dataclass(frozen=True)
 class Stage:
     """One module of the chain.
@@ -48,7 +55,7 @@ class Stage:
         except SpecError as error:
             what, _, why = str(error).partition(": ")
             field, equals, value = what.partition("=")
-            field, value = (field, value) if equals else ("class", type(self.inner).__qualname__)
+            field, value = (field, _Verbatim(value)) if equals else ("class", type(self.inner).__qualname__)
             remedy = "use what can be read, or change the layer as said"
             raise ConversionError(f"{self.name!r}", field, value, why or what, remedy) from error
 

@@ -409,6 +409,8 @@ def _reset_argument(spec: NeuronSpec, building: Building) -> Any:
     if detached:
         building.note("reset_gradient", "the reset stays in the graph; the source detaches it", gradient="differs")
     p = spec.parameters
+    if not over_decay and spec.comparison == ">=":
+        return activation.MembraneSubtract()
     if (over_decay and p["mem_decay"].learnable) or p["threshold"].learnable:
         building.cannot(
             "reset_amount", "threshold / alpha", "a stock MembraneSubtract does not follow training", "stock=False"

@@ -112,7 +112,7 @@ def random_leaky(rng, case, channels, image, last):
         case.refused["sinabs"].add("spike_scale")
     if case.emits and (reset, delay) == ("zero", True):
         case.refused["sinabs"].add("output")
-    grads = [None, surrogate.atan(alpha=1.0), surrogate.fast_sigmoid(slope=5), surrogate.sigmoid(slope=3)]
+    grads = [None, surrogate.atan(alpha=1.0), surrogate.fast_sigmoid(slope=5), surrogate.spike_rate_escape()]
     if (reset, delay) != ("zero", False):  # there, the gradients of these two overflow float32 in snnTorch itself
         grads += [surrogate.straight_through_estimator(), surrogate.triangular()]
     return snn.Leaky(

@@ -15,6 +15,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from tracetorch.core.raw import COMPUTED
 from tracetorch.core.spec import NeuronSpec, SpecError
 from tracetorch.functional.quantizers import round_to_step
 from tracetorch.functional.spikes import heaviside, sigmoid4x, spike_count
@@ -45,9 +46,10 @@ def _snntorch_leaky(spec: NeuronSpec, p: Values, x: Tensor, mem: Tensor) -> tupl
     if spec.reset == "subtract":
         u = u - r * threshold
     spikes = heaviside(u - threshold, threshold, spec.surrogate, strict=strict)
-    output = spikes * p["spike_scale"]
+    scale = p.get("spike_scale")
+    output = spikes if scale is None else spikes * scale
     if spec.reset_timing == "same_step_residual":
-        change = output / p["spike_scale"] - r
+        change = (output if scale is None else output / scale) - r
         if spec.reset == "subtract":
             u = u - change * threshold
         elif spec.reset == "value":
@@ -100,7 +102,8 @@ def _sinabs_lif(spec: NeuronSpec, p: Values, x: Tensor, *states: Tensor) -> tupl
 def _tracetorch_lib(spec: NeuronSpec, p: Values, x: Tensor, mem: Tensor) -> tuple[Tensor, ...]:
     """mem = beta*mem + x; s = round(sigmoid(4 (mem - theta + bias))), gradient of the sigmoid; mem = mem - s*theta."""
     mem = p["mem_decay"] * mem + x
-    spikes = round_to_step(sigmoid4x(mem - p["threshold"] + p["bias"]))
+    z = mem - p["threshold"]
+    spikes = round_to_step(sigmoid4x(z + p["bias"] if "bias" in p else z))
     return spikes, mem - spikes * p["threshold"]
 
 
@@ -194,6 +197,9 @@ def check_form(spec: NeuronSpec) -> Form:
                 f"{name}={value!r} cannot be computed in the form {spec.form!r}; it can: "
                 f"{', '.join(repr(a) for a in allowed)}"
             )
+    for name, parameter in spec.parameters.items():
+        if parameter.raw not in COMPUTED:
+            raise SpecError(f"{name}: the raw form {parameter.raw!r} is not computed in this version")
     unused = [name for name in spec.parameters if name not in form.parameters]
     if unused:
         raise SpecError(f"parameters {unused} have no place in the form {spec.form!r}")
@@ -205,6 +211,8 @@ def check_form(spec: NeuronSpec) -> Form:
 
 def _check_pairs(spec: NeuronSpec) -> None:
     """Combinations of choices that a form has no order of operations for."""
+    if spec.reset == "value" and spec.parameters["reset_value"].learnable:
+        raise SpecError(f"reset_value is learnable, but the form {spec.form!r} resets to 0 and never reads it")
     if spec.form == "snntorch.Leaky":
         timing = {
             ("subtract", "same_step_residual"): "attached",

@@ -53,6 +53,8 @@ class Layer(nn.Module):
 
     def define_state(self, name: str) -> None:
         """Declare a hidden state, zero at the start and of the input's shape. The order is the order in `step`."""
+        if name in self.state_names:
+            raise ValueError(f"{type(self).__name__}: the state {name!r} is declared twice")
         self.register_buffer(name, None, persistent=False)
         self.state_names = (*self.state_names, name)
 
@@ -80,6 +82,8 @@ class Layer(nn.Module):
             raise ValueError(f"{where}_rank={rank!r}: must be 0 (a scalar) or 1 (one per neuron)")
         if tensor.ndim > 1 or (tensor.ndim == 1 and tensor.shape[0] != self.num_neurons):
             raise ValueError(f"{where} has shape {list(tensor.shape)}; give a scalar or [{self.num_neurons}]")
+        if tensor.ndim == 1 and rank == 0:
+            raise ValueError(f"{where}_rank=0 is one shared value, but {where} has shape {list(tensor.shape)}")
         words, test = _CONSTRAINTS[raw_form]
         if not bool(test(tensor).all()):
             raise ValueError(f"{where} must be {words}, not {value!r}")
@@ -118,9 +122,10 @@ class Layer(nn.Module):
         if self.num_neurons is not None and x.ndim > 1:
             x, *states = (tensor.movedim(self.dim, -1) for tensor in (x, *states))
         results = self.step(x, *states)
-        if len(results) != 1 + len(self.state_names):
+        if not isinstance(results, (tuple, list)) or len(results) != 1 + len(self.state_names):
+            found = f"{len(results)} values" if isinstance(results, (tuple, list)) else type(results).__name__
             raise TypeError(
-                f"{type(self).__name__}.step returned {len(results)} values; expected the output and the states "
+                f"{type(self).__name__}.step returned {found}; expected the output and the states "
                 f"{list(self.state_names)}"
             )
         if self.num_neurons is not None and x.ndim > 1:

@@ -33,6 +33,9 @@ _INVERSE: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
 )
 
 
+COMPUTED = tuple(_RAW)
+
+
 def to_raw(name: str, value: Tensor) -> Tensor:
     """A raw tensor whose value is the given one, to rounding; same shape. Values out of a raw form's range give NaN."""
     return _INVERSE[name](value)

@@ -113,6 +113,10 @@ def equations(spec: Any) -> Equations:
         if choice not in covered:
             raise OracleError(f"{name}={choice!r}: the oracle has no equations for it; it has: {', '.join(covered)}")
 
+    for name, parameter in spec.parameters.items():
+        if parameter.raw not in RAW:
+            raise OracleError(f"{name}: the oracle has no equations for the raw form {parameter.raw!r}")
+
     def value(name: str, default: float) -> Array:
         if name not in spec.parameters:
             return np.float64(default) * np.ones(())

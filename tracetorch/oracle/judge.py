@@ -122,6 +122,10 @@ def _spike_numbers(eq: Equations, recording: Recording) -> Array:
 def trajectory(spec: Any, recording: Recording) -> tuple[Equations, Trace, Array]:
     """The subject's trajectory in canonical coordinates, and its recorded canonical membrane [T, ...]."""
     eq = equations(spec)
+    for name, parameter in spec.parameters.items():
+        neurons = recording.x.shape[1:]
+        if np.broadcast_shapes(parameter.value.shape, neurons) != neurons:
+            raise OracleError(f"{name} has shape {list(parameter.value.shape)}, the neurons {list(neurons)}")
     spikes = _spike_numbers(eq, recording)
     stored = recording.states["v_mem"].astype(np.float64)
     # How it is stored is the subject's own choice; the numbers of the reset are those it is judged by.
@@ -168,7 +172,7 @@ def _bounds(eq: Equations, trace: Trace, dtype: np.dtype[Any], spikes: np.dtype[
 def _off(value: Array, truth: Array, bound: Array) -> NDArray[np.bool_]:
     """Where value is further than bound from truth; NaN and infinity must agree in place and kind."""
     with np.errstate(invalid="ignore"):
-        near = np.abs(value - truth) <= bound
+        near = (np.abs(value - truth) <= bound) & np.isfinite(bound)
     return ~(near | (value == truth) | (np.isnan(value) & np.isnan(truth)))
 
 
@@ -244,6 +248,8 @@ def gradients(spec: Any, recording: Recording, grad_output: NDArray[Any]) -> dic
         recording: what the subject did, from the zero state on.
         grad_output: dL/doutput, [T, ...].
     """
+    if grad_output.shape != recording.x.shape:
+        raise OracleError(f"grad_output has shape {list(grad_output.shape)}, the output {list(recording.x.shape)}")
     with np.errstate(all="ignore"):
         eq, trace, _ = trajectory(spec, recording)
         g = backward(eq, trace, grad_output.astype(np.float64))

@@ -102,7 +102,8 @@ class Reset:
         # Spikes are float32 whatever the membrane is; times a threshold of no dimension they would round to float32.
         s = (spikes.detach() if self.detached else spikes).to(v.dtype)
         if self.kind == "value":
-            return {**state, "v_mem": v - (s if self.single else (s > 0).to(v.dtype)) * v}
+            once = s if self.single else s + (s.clamp(max=1) - s).detach()
+            return {**state, "v_mem": v - once * v}
         if self.over_decay:
             assert self.layer is not None
             threshold = threshold / self.layer.alpha_mem_calculated

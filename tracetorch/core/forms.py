@@ -73,7 +73,9 @@ def _sinabs_reset(spec: NeuronSpec, p: Values, v: Tensor, spikes: Tensor) -> Ten
     if spec.reset_gradient == "detached":
         spikes = spikes.detach()
     if spec.reset == "value":
-        return v - (spikes > 0).float() * v if spec.spike_count != "single" else v - spikes * v
+        # Several spikes reset once; the gradient is that of the spikes.
+        once = spikes if spec.spike_count == "single" else spikes + (spikes.clamp(max=1) - spikes).detach()
+        return v - once * v
     if spec.reset_amount == "threshold":
         return v - spikes * p["threshold"]
     if spec.reset_amount == "threshold_over_decay":

@@ -130,6 +130,8 @@ def trajectory(spec: Any, recording: Recording) -> tuple[Equations, Trace, Array
     stored = recording.states["v_mem"].astype(np.float64)
     # How it is stored is the subject's own choice; the numbers of the reset are those it is judged by.
     v = eq.after_reset(stored, spikes) if recording.spec.stores_before_reset else stored
+    if eq.v_min is not None and recording.spec.stores_before_reset:
+        v = np.maximum(v, eq.v_min)
     i = recording.states["i_syn"].astype(np.float64) if "i_syn" in recording.states else np.zeros_like(v)
     x = recording.x.astype(np.float64)
     i_before, v_before = _before(i), _before(v)
@@ -172,7 +174,7 @@ def _bounds(eq: Equations, trace: Trace, dtype: np.dtype[Any], spikes: np.dtype[
 def _off(value: Array, truth: Array, bound: Array) -> NDArray[np.bool_]:
     """Where value is further than bound from truth; NaN and infinity must agree in place and kind."""
     with np.errstate(invalid="ignore"):
-        near = (np.abs(value - truth) <= bound) & np.isfinite(bound)
+        near = (np.abs(value - truth) <= bound) & np.isfinite(bound) & np.isfinite(truth)
     return ~(near | (value == truth) | (np.isnan(value) & np.isnan(truth)))
 
 

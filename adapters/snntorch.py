@@ -82,15 +82,20 @@ class Leaky(snntorch.Leaky):
     def __init__(self, spec: NeuronSpec) -> None:
         p = {name: value_of(spec, name).detach() for name in spec.parameters}
         decay = spec.parameters["mem_decay"]
+        assert spec.surrogate is not None
+        # snnTorch's own default is a closure, which does not pickle; the step computes its spikes from the spec.
+        spike_grad = SpikeGrad(spec.surrogate, strict=spec.comparison == ">")
         super().__init__(
             beta=p["mem_decay"],
             threshold=p["threshold"],
+            spike_grad=spike_grad,
             init_hidden=True,
             learn_beta=decay.learnable,
             learn_threshold=spec.parameters["threshold"].learnable,
             reset_mechanism={"subtract": "subtract", "none": "none"}.get(spec.reset, "zero"),
             reset_delay=False,
         )
+        spike_grad.layer = self
         kept = ("mem_decay", "threshold")
         self.extra = tuple(name for name in spec.parameters if name not in kept)
         for name in self.extra:

@@ -47,7 +47,7 @@ class SurrogateGradient:
 
     def __call__(self, v_mem: Tensor, spike_threshold: Tensor) -> Tensor:
         """ds/dv at a membrane, any shape."""
-        return self.surrogate.vjp(torch.ones_like(v_mem), v_mem - spike_threshold, spike_threshold)
+        return self.surrogate.vjp(torch.ones_like(v_mem), v_mem - spike_threshold, spike_threshold, v_mem)
 
     def __repr__(self) -> str:
         return f"SurrogateGradient({self.surrogate})"
@@ -73,7 +73,7 @@ class Spike:
         surrogate = _surrogate(surrogate_grad_fn)
         z = v_mem - (spike_threshold if self.threshold_gradient else spike_threshold.detach())
         if self.count == "single":
-            return heaviside(z, spike_threshold.detach(), surrogate, strict=self.strict)
+            return heaviside(z, spike_threshold.detach(), surrogate, strict=self.strict, v=v_mem)
         return spike_count(v_mem, spike_threshold.detach(), z, surrogate, limit=self.limit)
 
     def __repr__(self) -> str:

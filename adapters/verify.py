@@ -23,6 +23,11 @@ from tracetorch.core.spec import NeuronSpec, Parameter
 # of order 1. The largest error seen for agreeing layers is a few 1e-6 in float32.
 GRADIENT_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 
+# Gradients are linear in the gradient of the output. Where a reset that keeps its gradient lets them grow beyond the
+# float32 range over time, a smaller one is tried, in this order; powers of two change no other bit.
+COTANGENT_SCALES = (1.0, 2.0**-40, 2.0**-80)
+_LOST = "the source's own gradient overflows on this input: it shows nothing of gradients"
+
 
 @dataclass(frozen=True)
 class Gradients:
@@ -64,7 +69,7 @@ def _cotangent(y: Tensor) -> Tensor:
     return torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device)
 
 
-def observe(network: Network, xs: Tensor, grad: bool) -> list[Observed]:
+def observe(network: Network, xs: Tensor, grad: bool, scale: float = 1.0) -> list[Observed]:
     """Run a network stage by stage over [T, B, ...], and backward from a fixed random gradient of its output."""
     xs = xs.detach().clone().requires_grad_(grad)
     with torch.set_grad_enabled(grad):
@@ -73,7 +78,7 @@ def observe(network: Network, xs: Tensor, grad: bool) -> list[Observed]:
             for stage, x, y, states in network.chain(xs)
         ]
     if grad:
-        _differentiate(seen, _cotangent(seen[-1].y))
+        _differentiate(seen, _cotangent(seen[-1].y) * scale)
     return seen
 
 
@@ -97,6 +102,20 @@ def _differentiate(seen: Sequence[Observed], cotangent: Tensor) -> None:
     for k, o in enumerate(seen):
         grad_y = cotangent if k + 1 == len(seen) else of(seen[k + 1].x)
         o.grad = Gradients(of(o.x), grad_y, {name: of(tensor) for name, tensor in trainable[k].items()})
+
+
+def _overflowed(o: Observed) -> bool:
+    gradients = [o.grad.x, o.grad.y, *o.grad.parameters.values()]
+    return bool(o.y.isfinite().all()) and not all(bool(g.isfinite().all()) for g in gradients)
+
+
+def _finite(network: Network, xs: Tensor, grad: bool) -> tuple[list[Observed], float]:
+    """The source observed, and the first scale with which none of its gradients overflows (or the last one tried)."""
+    for scale in COTANGENT_SCALES:
+        seen = observe(network, xs, grad, scale)
+        if not grad or not any(map(_overflowed, seen)):
+            break
+    return seen, scale
 
 
 def _equal_bits(a: Tensor, b: Tensor) -> bool:
@@ -214,6 +233,9 @@ def judge_neuron(source: Observed, target: Observed, notes: Sequence[Note], grad
         reasons.append("no spike in the sample: it shows nothing of spikes and resets")
     gradient, error, said = _neuron_gradient(source, target, alone, notes) if grad else ("", 0.0, "")
     mismatches = int((source.y != target.y).sum()) if source.spec.output == "spikes" else 0
+    lost = grad and _overflowed(source)
+    if lost:
+        reasons.append(_LOST)
     return LayerRow(
         name=source.stage.name,
         source=describe(source.stage.inner),
@@ -231,7 +253,7 @@ def judge_neuron(source: Observed, target: Observed, notes: Sequence[Note], grad
         first_violation=judged.first,
         max_state_difference=_state_difference(source, alone),
         gradient_error=error,
-        unexpected=gradient == "differs" and all(note.gradient != "differs" for note in notes),
+        unexpected=gradient == "differs" and not lost and all(note.gradient != "differs" for note in notes),
     )
 
 
@@ -281,6 +303,9 @@ def judge_stateless(source: Observed, target: Observed, grad: bool) -> LayerRow:
             _equal_bits(source.grad.parameters[n], target.grad.parameters[n]) for n in source.grad.parameters
         )
         gradient = "exact" if exact else "rounding" if error <= GRADIENT_TOLERANCE[target.x.dtype] else "differs"
+    lost = grad and _overflowed(source)
+    if lost:
+        reason = "; ".join(filter(None, (reason, _LOST)))
     return LayerRow(
         name=source.stage.name,
         source=describe(source.stage.held),
@@ -291,7 +316,7 @@ def judge_stateless(source: Observed, target: Observed, grad: bool) -> LayerRow:
         reason=reason,
         gradient_error=error,
         max_output_difference=difference,
-        unexpected=gradient == "differs",
+        unexpected=gradient == "differs" and not lost,
     )
 
 
@@ -317,9 +342,9 @@ def rows(
     source: Network, target: Network, xs: Tensor, notes: dict[str, Sequence[Note]], grad: bool
 ) -> tuple[LayerRow, ...]:
     """Run both on [T, B, ...] and judge every layer. The networks' states are changed: see `network.preserved`."""
-    seen = observe(source, xs, grad)
+    seen, scale = _finite(source, xs, grad)
     try:
-        made = observe(target, xs, grad)
+        made = observe(target, xs, grad, scale)
     except RuntimeError as error:
         raise ConversionError(
             "''",

@@ -9,15 +9,31 @@ import pytest
 # here needs it, so an import fails instead. Goes when the index's samna is no longer such a stub.
 sys.modules["samna"] = None  # type: ignore[assignment]
 
-# Known failures are data: a test's name (or the beginning of one), and the reason. A line goes when its test passes.
+# Known failures are data: a test's full name, and the reason. An unexpected pass fails (`xfail_strict`), and so does a
+# line that names no test: it goes when its test passes.
 KNOWN = Path(__file__).with_name("known_failures.txt")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def known_failures() -> dict[str, str]:
+    """Reasons by "file.py::test_name[parameters]"."""
+    lines = [line for line in KNOWN.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return {name: reason for name, _, reason in (line.partition("  # ") for line in lines)}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests of `known_failures.txt` are expected to fail."""
-    lines = [line.partition("  # ") for line in KNOWN.read_text(encoding="utf-8").splitlines() if line.strip()]
-    for item in items:
-        name = f"{item.path.name}::{item.name}"
-        for start, _, reason in lines:
-            if name.startswith(start):
-                item.add_marker(pytest.mark.xfail(reason=reason, strict=False))
+    known = known_failures()
+    by_name = {f"{item.path.name}::{item.name}": item for item in items}
+    for name, reason in known.items():
+        if name in by_name:
+            by_name[name].add_marker(pytest.mark.xfail(reason=reason or "no reason given", strict=True))
+    whole = not any("::" in argument for argument in config.args)
+    collected = {item.path.name for item in items}
+    stale = [name for name in known if name not in by_name and name.partition("::")[0] in collected]
+    if whole and stale:
+        raise pytest.UsageError(f"{KNOWN.name}: no such test: {', '.join(stale)}; take the line out")
+    files = {path.name for path in KNOWN.parent.glob("test_*.py")}
+    gone = [name for name in known if name.partition("::")[0] not in files]
+    if gone:
+        raise pytest.UsageError(f"{KNOWN.name}: no such file: {', '.join(gone)}; take the line out")

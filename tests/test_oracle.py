@@ -812,7 +812,7 @@ def test_surrogates_are_sinabs_s_bit_for_bit(name):
     for numbers in ((), own):
         truth = grad * cls(*numbers)(v, threshold)
         given = dict(zip(SURROGATES[name].defaults, numbers, strict=False))
-        torch_bits(Surrogate(name, tuple(given.items())).vjp(grad, v - threshold, threshold), truth)
+        torch_bits(Surrogate(name, tuple(given.items())).vjp(grad, v - threshold, threshold, v), truth)
 
 
 # ---- raw forms ------------------------------------------------------------------------------------------------------

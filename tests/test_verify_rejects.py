@@ -5,6 +5,7 @@ import sinabs.layers as sl
 import snntorch as snn
 import torch
 from sinabs import activation
+from snntorch import surrogate
 from torch import nn
 
 from tracetorch import adapters
@@ -393,3 +394,25 @@ def test_the_report_is_json_ready_and_complete():
     assert data["spike_slots"] == T * B * 18
     assert [row["name"] for row in data["layers"]] == ["0", "1", "2", "3"]
     assert {"forward", "gradient", "reason", "spikes", "unexplained_mismatches"} <= set(data["layers"][1])
+
+
+@pytest.mark.parametrize(("steps", "judged"), [(20, True), (54, True), (400, False)])
+def test_gradients_that_overflow_in_the_source_are_no_difference(steps, judged):
+    """A reset to zero that keeps its gradient: the gradient grows manyfold at each step near the threshold."""
+    neuron = snn.Leaky(
+        0.9, init_hidden=True, reset_mechanism="zero", reset_delay=False, spike_grad=surrogate.spike_rate_escape()
+    )
+    net = nn.Sequential(neuron)
+    x = torch.full((steps, 1, 1), 0.95)
+    result = adapters.convert(net, to="sinabs", sample=x, time_dim=0)
+    row = result.agreement.rows[0]
+    assert result.agreement.ok
+    assert row.spikes >= 0.5 * steps
+    plain = x.clone().requires_grad_()
+    sum(net(step)[0] for step in plain).sum().backward()
+    assert bool(plain.grad.isfinite().all()) == (steps < 54)
+    assert ("overflows" in row.reason) == (not judged)
+    if judged:
+        assert row.gradient in ("exact", "rounding")
+        result.model[0].surrogate_grad_fn = activation.SingleExponential()
+        assert wrong(result.verify(x), "gradient") == ["0"]

@@ -45,7 +45,7 @@ def _snntorch_leaky(spec: NeuronSpec, p: Values, x: Tensor, mem: Tensor) -> tupl
     u = p["mem_decay"] * mem + x
     if spec.reset == "subtract":
         u = u - r * threshold
-    spikes = heaviside(u - threshold, threshold, spec.surrogate, strict=strict)
+    spikes = heaviside(u - threshold, threshold, spec.surrogate, strict=strict, v=u)
     scale = p.get("spike_scale")
     output = spikes if scale is None else spikes * scale
     if spec.reset_timing == "same_step_residual":
@@ -61,7 +61,7 @@ def _sinabs_spikes(spec: NeuronSpec, threshold: Tensor, v: Tensor) -> Tensor:
     assert spec.surrogate is not None
     z = v - (threshold if spec.threshold_gradient else threshold.detach())
     if spec.spike_count == "single":
-        return heaviside(z, threshold, spec.surrogate, strict=spec.comparison == ">")
+        return heaviside(z, threshold, spec.surrogate, strict=spec.comparison == ">", v=v)
     return spike_count(v, threshold, z, spec.surrogate, limit=spec.max_spikes)
 
 

@@ -14,15 +14,17 @@ class _Heaviside(torch.autograd.Function):
     """1 where z > 0 (or z >= 0), as float32; backward by a surrogate of z."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, threshold: Tensor, strict: bool, surrogate: Surrogate) -> Tensor:
-        ctx.save_for_backward(z, threshold)
+    def forward(
+        ctx: Any, z: Tensor, threshold: Tensor, v: Tensor | None, strict: bool, surrogate: Surrogate
+    ) -> Tensor:
+        ctx.save_for_backward(z, threshold, v if surrogate.of_membrane else None)
         ctx.surrogate = surrogate
         return (z > 0).float() if strict else (z >= 0).float()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        z, threshold = ctx.saved_tensors
-        return ctx.surrogate.vjp(grads[0], z, threshold), None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        z, threshold, v = ctx.saved_tensors
+        return ctx.surrogate.vjp(grads[0], z, threshold, v), None, None, None, None
 
 
 class _Count(torch.autograd.Function):
@@ -34,23 +36,26 @@ class _Count(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, v: Tensor, threshold: Tensor, limit: int | None, surrogate: Surrogate) -> Tensor:
-        ctx.save_for_backward(z, threshold)
+        ctx.save_for_backward(z, threshold, v if surrogate.of_membrane else None)
         ctx.surrogate = surrogate
         spikes = (v > 0) * torch.div(v, threshold, rounding_mode="trunc").float()
         return spikes if limit is None else torch.clamp(spikes, max=limit)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
-        z, threshold = ctx.saved_tensors
-        return ctx.surrogate.vjp(grads[0], z, threshold), None, None, None, None
+        z, threshold, v = ctx.saved_tensors
+        return ctx.surrogate.vjp(grads[0], z, threshold, v), None, None, None, None
 
 
-def heaviside(z: Tensor, threshold: Tensor, surrogate: Surrogate, *, strict: bool = True) -> Tensor:
+def heaviside(
+    z: Tensor, threshold: Tensor, surrogate: Surrogate, *, strict: bool = True, v: Tensor | None = None
+) -> Tensor:
     """Spikes of `z = v - threshold`, any shape: 1 where `z > 0` (`strict`) or `z >= 0`, else 0; float32.
 
-    NaN gives 0. The gradient with respect to `z` is the surrogate's; `threshold` only scales its width.
+    NaN gives 0. The gradient with respect to `z` is the surrogate's; `threshold` only scales its width. `v` is for
+    surrogates written in the membrane itself; without it they take `z + threshold`.
     """
-    return _Heaviside.apply(z, threshold, strict, surrogate)
+    return _Heaviside.apply(z, threshold, v, strict, surrogate)
 
 
 def spike_count(v: Tensor, threshold: Tensor, z: Tensor, surrogate: Surrogate, limit: int | None = None) -> Tensor:

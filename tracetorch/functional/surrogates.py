@@ -2,8 +2,8 @@
 
 Each entry of `SURROGATES` is a vector-Jacobian product, `vjp(grad, z, threshold, **parameters)`, written with the
 operations of the framework it comes from, in its order, so that gradients of a converted layer can be bit-identical.
-`z` is `v - threshold`; `threshold` is used only by surrogates whose width scales with it. The float64 counterpart of
-each entry, written as a derivative, is in `tracetorch.oracle.surrogates`.
+`z` is `v - threshold`; `threshold` is used only by surrogates whose width scales with it. Some are written in the
+membrane `v` itself (`of_membrane`): in floating point, `z + threshold` is not always `v`. The float64 counterpart of each entry, written as a derivative, is in `tracetorch.oracle.surrogates`.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ def _single_exponential(grad: Tensor, z: Tensor, threshold: Tensor, *, grad_widt
     return grad * (grad_scale / width * torch.exp(-torch.abs(z) / width))
 
 
-def _heaviside_window(grad: Tensor, z: Tensor, threshold: Tensor, *, window: float) -> Tensor:
+def _heaviside_window(grad: Tensor, z: Tensor, threshold: Tensor, *, v: Tensor, window: float) -> Tensor:
     """sinabs 3.1.3 `Heaviside`: 1 / threshold where v >= threshold - window."""
-    return grad * (((z + threshold) >= (threshold - window)).float() / threshold)
+    return grad * ((v >= (threshold - window)).float() / threshold)
 
 
 def _normal(x: Tensor, mu: float, sigma: float) -> Tensor:
@@ -100,10 +100,9 @@ def _multi_gaussian(
 
 
 def _periodic_exponential(
-    grad: Tensor, z: Tensor, threshold: Tensor, *, grad_width: float, grad_scale: float
+    grad: Tensor, z: Tensor, threshold: Tensor, *, v: Tensor, grad_width: float, grad_scale: float
 ) -> Tensor:
     """sinabs 3.1.3 `PeriodicExponential` (Weidel and Sheik 2021): e^{-|p(v)|/w}, p periodic above the threshold."""
-    v = z + threshold
     phase = v / threshold - 0.5
     above = threshold * (2 * (phase - torch.floor(phase)) - 1) * (v >= threshold)
     return grad * (grad_scale * torch.exp(-torch.abs(above + z * (v < threshold)) / grad_width))
@@ -111,10 +110,14 @@ def _periodic_exponential(
 
 @dataclass(frozen=True)
 class SurrogateKind:
-    """One row of the table: the backward rule and its parameters with the source framework's defaults."""
+    """One row of the table: the backward rule and its parameters with the source framework's defaults.
+
+    With `of_membrane` the rule takes the membrane too, as `v`.
+    """
 
     vjp: Vjp
     defaults: Mapping[str, float] = field(default_factory=dict)
+    of_membrane: bool = False
 
 
 SURROGATES: Mapping[str, SurrogateKind] = MappingProxyType(
@@ -130,12 +133,14 @@ SURROGATES: Mapping[str, SurrogateKind] = MappingProxyType(
         "spike_rate_escape": SurrogateKind(_spike_rate_escape, {"beta": 1.0, "slope": 25.0}),
         "sparse_fast_sigmoid": SurrogateKind(_sparse_fast_sigmoid, {"slope": 25.0, "cutoff": 1.0}),
         "single_exponential": SurrogateKind(_single_exponential, {"grad_width": 0.5, "grad_scale": 1.0}),
-        "heaviside_window": SurrogateKind(_heaviside_window, {"window": 1.0}),
+        "heaviside_window": SurrogateKind(_heaviside_window, {"window": 1.0}, of_membrane=True),
         "gaussian": SurrogateKind(_gaussian, {"mu": 0.0, "sigma": 0.5, "grad_scale": 1.0}),
         "multi_gaussian": SurrogateKind(
             _multi_gaussian, {"mu": 0.0, "sigma": 0.5, "h": 0.15, "s": 6.0, "grad_scale": 1.0}
         ),
-        "periodic_exponential": SurrogateKind(_periodic_exponential, {"grad_width": 0.5, "grad_scale": 1.0}),
+        "periodic_exponential": SurrogateKind(
+            _periodic_exponential, {"grad_width": 0.5, "grad_scale": 1.0}, of_membrane=True
+        ),
     }
 )
 
@@ -175,9 +180,17 @@ class Surrogate:
         merged = tuple((key, float(given.get(key, default))) for key, default in defaults.items())
         object.__setattr__(self, "parameters", merged)
 
-    def vjp(self, grad: Tensor, z: Tensor, threshold: Tensor) -> Tensor:
-        """`grad` times the surrogate derivative at `z = v - threshold`, elementwise."""
-        return SURROGATES[self.name].vjp(grad, z, threshold, **dict(self.parameters))
+    @property
+    def of_membrane(self) -> bool:
+        """Whether the surrogate is written in `v`, not in `v - threshold`."""
+        return SURROGATES[self.name].of_membrane
+
+    def vjp(self, grad: Tensor, z: Tensor, threshold: Tensor, v: Tensor | None = None) -> Tensor:
+        """`grad` times the surrogate derivative at `z = v - threshold`, elementwise; without `v`, `z + threshold`."""
+        kind = SURROGATES[self.name]
+        if kind.of_membrane:
+            return kind.vjp(grad, z, threshold, v=z + threshold if v is None else v, **dict(self.parameters))
+        return kind.vjp(grad, z, threshold, **dict(self.parameters))
 
     def __str__(self) -> str:
         return f"{self.name}({', '.join(f'{k}={v:g}' for k, v in self.parameters)})"

@@ -14,7 +14,7 @@ import torch
 
 from tracetorch.fused.graph import Argument, Graph, GraphError, Node, Ref
 
-BLOCK = 256  # elements of one block: a few arrays of this length stay in L1
+BLOCK = 512  # elements of one block: a few arrays of this length stay in L1
 _TYPES = {torch.float32: "float", torch.float64: "double", torch.bool: "int"}
 
 # exp in float32: x = q ln 2 + s with q an integer, a polynomial of degree 6 in s, then a scale by 2^q in two steps so
@@ -23,8 +23,55 @@ PREAMBLE = """\
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
 
 #define BLOCK {block}
+
+// Copies a row out of L1. With `stream`, past the caches: a large output is not read again before it is evicted, and a
+// plain store would first read the line that it overwrites.
+static inline void put(void *to, const void *from, int64_t bytes, int64_t stream) {{
+#ifdef __SSE2__
+  char *t = to;
+  const char *f = from;
+#if defined(__AVX512F__)
+  enum {{ WIDTH = 64 }};
+#elif defined(__AVX__)
+  enum {{ WIDTH = 32 }};
+#else
+  enum {{ WIDTH = 16 }};
+#endif
+  if (stream) {{
+    int64_t head = (WIDTH - ((uintptr_t)t & (WIDTH - 1))) & (WIDTH - 1), at = head < bytes ? head : bytes;
+    memcpy(t, f, at);
+    for (; at + WIDTH <= bytes; at += WIDTH) {{
+#if defined(__AVX512F__)
+      _mm512_stream_si512((void *)(t + at), _mm512_loadu_si512((const void *)(f + at)));
+#elif defined(__AVX__)
+      _mm256_stream_si256((__m256i *)(t + at), _mm256_loadu_si256((const __m256i *)(f + at)));
+#else
+      _mm_stream_si128((__m128i *)(t + at), _mm_loadu_si128((const __m128i *)(f + at)));
+#endif
+    }}
+    memcpy(t + at, f + at, bytes - at);
+    return;
+  }}
+#endif
+  memcpy(to, from, bytes);
+}}
+
+// Makes streamed rows visible to other threads.
+static inline void settle(void) {{
+#ifdef __SSE2__
+  _mm_sfence();
+#endif
+}}
+
+// Asks for a row that is needed some steps later.
+static inline void ask(const void *row, int64_t bytes) {{
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)row + at);
+}}
 
 static inline float scale2_float(float x, int q) {{
   union {{ int32_t i; float f; }} a, b;

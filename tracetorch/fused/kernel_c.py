@@ -16,7 +16,9 @@ from tracetorch.fused.emit_c import BLOCK, PREAMBLE, Body, invariants
 from tracetorch.fused.graph import Graph
 from tracetorch.fused.trace import Traced
 
-CHUNK = 16  # steps between two saved states
+CHUNK = 32  # steps between two saved states
+STRIP = 64  # elements between two requests for later rows: a burst of them would stall the arithmetic
+AHEAD = 2  # rows asked for before they are needed
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,10 @@ class Layout:
 
     pointers: tuple[str, ...]
     integers: tuple[str, ...]
+
+
+# `stream`: whether outputs go past the caches.
+_INTEGERS = ("T", "B", "N", "threads", "stream", "x_t", "x_b", "y_t", "y_b")
 
 
 def _parameter_integers(parameters: Sequence[str]) -> list[str]:
@@ -36,8 +42,7 @@ def forward_layout(states: Sequence[str], parameters: Sequence[str]) -> Layout:
     pointers = ["x", "y"]
     for state in states:
         pointers += [f"first_{state}", f"last_{state}", f"saved_{state}", f"record_{state}"]
-    integers = ["T", "B", "N", "threads", "x_t", "x_b", "y_t", "y_b"]
-    return Layout((*pointers, *parameters), (*integers, *_parameter_integers(parameters)))
+    return Layout((*pointers, *parameters), (*_INTEGERS, *_parameter_integers(parameters)))
 
 
 def backward_layout(states: Sequence[str], parameters: Sequence[str], learned: Sequence[str]) -> Layout:
@@ -46,8 +51,7 @@ def backward_layout(states: Sequence[str], parameters: Sequence[str], learned: S
     for state in states:
         pointers += [f"saved_{state}", f"d_last_{state}", f"d_first_{state}"]
     pointers += [*parameters, *(f"d_{name}" for name in learned)]
-    integers = ["T", "B", "N", "threads", "x_t", "x_b", "y_t", "y_b"]
-    return Layout(tuple(pointers), (*integers, *_parameter_integers(parameters)))
+    return Layout(tuple(pointers), (*_INTEGERS, *_parameter_integers(parameters)))
 
 
 def _head(name: str, layout: Layout) -> list[str]:
@@ -62,6 +66,26 @@ def _head(name: str, layout: Layout) -> list[str]:
         "    const int64_t b = job / blocks, n = (job % blocks) * BLOCK;",
         "    const int64_t m = N - n < BLOCK ? N - n : BLOCK, at = b * N + n;",
     ]
+
+
+def _strips(
+    indent: str, asks: Sequence[tuple[str, str]], statements: Sequence[str], puts: Sequence[tuple[str, str, str]]
+) -> list[str]:
+    """The loop over the elements of a row, in strips.
+
+    Args:
+        indent: of the loop.
+        asks: (condition, row): rows that are needed some steps later, where they exist.
+        statements: of one element `e`.
+        puts: (condition, to, from): rows that leave L1.
+    """
+    bytes_ = "(end - s) * sizeof(float)"
+    lines = [f"for (int64_t s = 0; s < m; s += {STRIP}) {{", f"  const int64_t end = m - s < {STRIP} ? m : s + {STRIP};"]
+    lines += [f"  if ({condition}) ask({row} + s, {bytes_});" for condition, row in asks]
+    lines += ["#pragma GCC ivdep", "  for (int64_t e = s; e < end; e++) {"]
+    lines += [f"    {line}" for line in statements] + ["  }"]
+    lines += [f"  if ({condition}) put({to} + s, {kept} + s, {bytes_}, stream);" for condition, to, kept in puts]
+    return [line if line.startswith("#") else f"{indent}{line}" for line in [*lines, "}"]]
 
 
 def _load_parameters(
@@ -93,27 +117,22 @@ def _forward(traced: Traced, states: Sequence[str], parameters: Sequence[str]) -
     for s in states:
         lines.append(f"    float s_{s}[BLOCK];")
         lines.append(f"    memcpy(s_{s}, first_{s} + at, m * sizeof(float));")
+    lines.append("    float y_block[BLOCK];")
     lines.append("    for (int64_t t = 0; t < T; t++) {")
     for s in states:
         save = f"saved_{s} + (t / {CHUNK}) * B * N + at, s_{s}, m * sizeof(float)"
-        lines.append(f"      if (saved_{s} && t % {CHUNK} == 0) memcpy({save});")
+        lines.append(f"      if (saved_{s} && t % {CHUNK} == 0) put({save}, stream);")
     lines.append("      const float *restrict x_row = x + t * x_t + b * x_b + n;")
-    lines.append("      float *restrict y_row = y + t * y_t + b * y_b + n;")
     names = {**names, "x": "x_row[e]", **{s: f"s_{s}[e]" for s in states}}
     body = Body(graph, names, "v", fixed)
-    lines.append("#pragma GCC ivdep")
-    lines.append("      for (int64_t e = 0; e < m; e++) {")
-    lines += [f"        {line}" for line in body.lines]
-    new = {s: body.output(f"{s}'") for s in states}
-    lines += [f"        const float new_{s} = {value};" for s, value in new.items()]
-    lines.append(f"        y_row[e] = {body.output('output')};")
-    lines += [f"        s_{s}[e] = new_{s};" for s in states]
-    lines.append("      }")
-    for s in states:
-        lines.append(f"      if (record_{s}) memcpy(record_{s} + t * y_t + b * y_b + n, s_{s}, m * sizeof(float));")
+    statements = [*body.lines, *(f"const float new_{s} = {body.output(s + chr(39))};" for s in states)]
+    statements += [f"y_block[e] = {body.output('output')};", *(f"s_{s}[e] = new_{s};" for s in states)]
+    lines.append("      const int64_t out = t * y_t + b * y_b + n;")
+    puts = [("1", "y + out", "y_block"), *((f"record_{s}", f"record_{s} + out", f"s_{s}") for s in states)]
+    lines += _strips("      ", [(f"t + {AHEAD} < T", f"x_row + {AHEAD} * x_t")], statements, puts)
     lines.append("    }")
     lines += [f"    memcpy(last_{s} + at, s_{s}, m * sizeof(float));" for s in states]
-    return [*lines, "  }", "}"]
+    return [*lines, "    settle();", "  }", "}"]
 
 
 def _recompute(traced: Traced, states: Sequence[str], names: dict[str, str], fixed: dict[int, str]) -> list[str]:
@@ -123,11 +142,8 @@ def _recompute(traced: Traced, states: Sequence[str], names: dict[str, str], fix
     lines.append("      for (int64_t k = 0; k + 1 < steps; k++) {")
     lines.append(f"        const float *restrict x_row = x + (c * {CHUNK} + k) * x_t + b * x_b + n;")
     body = Body(traced.forward, {**names, "x": "x_row[e]", **{s: f"h_{s}[k][e]" for s in states}}, "v", fixed)
-    lines.append("#pragma GCC ivdep")
-    lines.append("        for (int64_t e = 0; e < m; e++) {")
-    lines += [f"          {line}" for line in body.lines]
-    lines += [f"          h_{s}[k + 1][e] = {body.output(s + chr(39))};" for s in states]
-    return [*lines, "        }", "      }"]
+    statements = [*body.lines, *(f"h_{s}[k + 1][e] = {body.output(s + chr(39))};" for s in states)]
+    return [*lines, *_strips("        ", [], statements, []), "      }"]
 
 
 def _backward(traced: Traced, states: Sequence[str], parameters: Sequence[str], learned: Sequence[str]) -> list[str]:
@@ -143,29 +159,26 @@ def _backward(traced: Traced, states: Sequence[str], parameters: Sequence[str], 
     for p in learned:
         lines.append(f"    float a_{p}[BLOCK];")
         lines.append(f"    memset(a_{p}, 0, m * sizeof(float));")
+    lines.append("    float d_x_block[BLOCK];")
     lines.append(f"    for (int64_t c = (T - 1) / {CHUNK}; T > 0 && c >= 0; c--) {{")
     lines += _recompute(traced, states, names, fixed)
     lines.append("      for (int64_t k = steps - 1; k >= 0; k--) {")
     lines.append(f"        const int64_t t = c * {CHUNK} + k;")
     lines.append("        const float *restrict x_row = x + t * x_t + b * x_b + n;")
     lines.append("        const float *restrict d_y_row = d_y + t * y_t + b * y_b + n;")
-    lines.append("        float spill[BLOCK];")
-    lines.append("        float *restrict d_x_row = d_x ? d_x + t * x_t + b * x_b + n : spill;")
     given = {**names, "x": "x_row[e]", "d_output": "d_y_row[e]"}
     given |= {s: f"h_{s}[k][e]" for s in states} | {f"d_{s}'": f"l_{s}[e]" for s in states}
     given |= {f"d_{p}'": f"a_{p}[e]" for p in learned}
     body = Body(graph, given, "w", vjp_fixed)
-    lines.append("#pragma GCC ivdep")
-    lines.append("        for (int64_t e = 0; e < m; e++) {")
-    lines += [f"          {line}" for line in body.lines]
     results = {f"l_{s}": body.output(f"d_{s}") for s in states} | {f"a_{p}": body.output(f"d_{p}") for p in learned}
-    lines += [f"          const float new_{target} = {value};" for target, value in results.items()]
-    lines.append(f"          d_x_row[e] = {body.output('d_x')};")
-    lines += [f"          {target}[e] = new_{target};" for target in results]
-    lines += ["        }", "      }", "    }"]
+    statements = [*body.lines, *(f"const float new_{target} = {value};" for target, value in results.items())]
+    statements += [f"d_x_block[e] = {body.output('d_x')};", *(f"{target}[e] = new_{target};" for target in results)]
+    asks = [(f"t >= {AHEAD}", f"d_y_row - {AHEAD} * y_t"), (f"t >= {CHUNK}", f"x_row - {CHUNK} * x_t")]
+    lines += _strips("        ", asks, statements, [("d_x", "d_x + t * x_t + b * x_b + n", "d_x_block")])
+    lines += ["      }", "    }"]
     lines += [f"    memcpy(d_first_{s} + at, l_{s}, m * sizeof(float));" for s in states]
     lines += [f"    memcpy(d_{p} + at, a_{p}, m * sizeof(float));" for p in learned]
-    return [*lines, "  }", "}"]
+    return [*lines, "    settle();", "  }", "}"]
 
 
 def source(

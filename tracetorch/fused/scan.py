@@ -16,6 +16,7 @@ from tracetorch.fused import compiler, kernel_c
 from tracetorch.fused.trace import StepFunction, Traced, trace
 
 _PROCESS = os.getpid()
+_STREAMED = 2**22  # elements of a sequence from which outputs are written past the caches
 
 
 def _threads() -> int:
@@ -95,7 +96,7 @@ class _Shape:
             whole = tensor.numel() == self.B * self.N and tensor.numel() > 1
             values[f"{name}_b"] = self.N if whole and self.B > 1 else 0
             values[f"{name}_n"] = 0 if tensor.numel() == 1 else 1
-        return {**values, "threads": _threads()}
+        return {**values, "threads": _threads(), "stream": int(self.T * self.B * self.N >= _STREAMED)}
 
 
 def _shape(xs: Tensor, time_dim: int) -> _Shape:

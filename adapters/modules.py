@@ -48,13 +48,13 @@ def is_known(module: nn.Module) -> bool:
     return type(module) in KNOWN
 
 
-def per_step(module: nn.Module, xs: Tensor) -> Tensor:
+def per_step(module: nn.Module, xs: Tensor, first: bool = False) -> Tensor:
     """The module called once per time step. xs: [T, B, ...].
 
-    Each step is a tensor of its own, as in the network's own loop: a matrix product may round otherwise in a
-    slice, whose memory is aligned otherwise.
+    A matrix product may round otherwise in a slice, whose memory is aligned otherwise than that of a tensor of its own.
+    So the `first` module of a network takes slices, as in a user's loop over the input, and any other one tensors.
     """
-    return torch.stack([module(x.clone()) for x in xs])
+    return torch.stack([module(x if first else x.clone()) for x in xs])
 
 
 def folded(module: nn.Module, xs: Tensor) -> Tensor:

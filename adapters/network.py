@@ -42,10 +42,10 @@ class Stage:
     neuron: bool
     adapter: Adapter
 
-    def apply(self, xs: Tensor) -> Tensor:
-        """A stateless stage over [T, B, ...], as its network applies it."""
+    def apply(self, xs: Tensor, first: bool) -> Tensor:
+        """A stateless stage over [T, B, ...], as its network applies it, `first` of its stages or not."""
         if self.adapter.STEPPED:
-            return known.per_step(self.held, xs)
+            return known.per_step(self.held, xs, first)
         return self.held(xs.transpose(0, 1)).transpose(0, 1)
 
     def spec(self) -> NeuronSpec:
@@ -72,11 +72,11 @@ class Network:
 
     def chain(self, xs: Tensor) -> Iterator[tuple[Stage, Tensor, Tensor, dict[str, Tensor]]]:
         """Stage by stage over the whole sequence [T, B, ...] from the initial state: stage, input, output, states."""
-        for stage in self.stages:
+        for k, stage in enumerate(self.stages):
             if stage.neuron:
                 ys, states = stage.adapter.trace(stage.inner, xs)
             else:
-                ys, states = stage.apply(xs), {}
+                ys, states = stage.apply(xs, first=k == 0), {}
             yield stage, xs, ys, states
             xs = ys
 
@@ -84,7 +84,7 @@ class Network:
         """The network's own forward over [T, B, ...] from the initial state; the spikes, if it returns more."""
         self.reset()
         if self.adapter.STEPPED:
-            results = [self.root(x.clone()) for x in xs]
+            results = [self.root(x) for x in xs]
             return torch.stack([r[0] if isinstance(r, tuple) else r for r in results])
         return self.root(xs.transpose(0, 1)).transpose(0, 1)
 

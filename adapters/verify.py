@@ -277,10 +277,10 @@ def _stateless_gradient_error(source: Stage, target: Observed) -> float:
     return max(oracle.gradient_error(_numpy(g), _numpy(t)) for g, t in pairs if t is not None)
 
 
-def judge_stateless(source: Observed, target: Observed, grad: bool) -> LayerRow:
+def judge_stateless(source: Observed, target: Observed, grad: bool, first: bool) -> LayerRow:
     """The row of a stateless module: the source's, called as the source calls it, on what the target received."""
     with torch.no_grad():
-        expected = source.stage.apply(target.x.detach())
+        expected = source.stage.apply(target.x.detach(), first)
     if expected.shape != target.y.shape or expected.dtype != target.y.dtype:
         raise ConversionError(
             f"{source.stage.name!r}",
@@ -362,6 +362,8 @@ def rows(
     check_chain(source, xs, seen)
     check_chain(target, xs, made)
     return tuple(
-        judge_neuron(s, t, notes.get(s.stage.name, ()), grad) if s.stage.neuron else judge_stateless(s, t, grad)
-        for s, t in zip(seen, made, strict=True)
+        judge_neuron(s, t, notes.get(s.stage.name, ()), grad)
+        if s.stage.neuron
+        else judge_stateless(s, t, grad, first=k == 0)
+        for k, (s, t) in enumerate(zip(seen, made, strict=True))
     )

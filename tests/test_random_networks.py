@@ -269,6 +269,11 @@ def totals(request):
                 write(f"    {n:>9} {name}")
 
 
+# Why a gradient may differ: snnTorch's threshold learns through the spikes too, sinabs's does not; and a reset that keeps
+# its gradient can make it overflow float32, in the source as in the target.
+NAMED = ("threshold: its gradient also comes through the spikes", "the source's own gradient overflows on this input")
+
+
 def check(agreement, count, what):
     """A verdict that leaves nothing unexplained; counted."""
     assert agreement.ok, f"{what}\n{agreement}"
@@ -276,8 +281,8 @@ def check(agreement, count, what):
     for row in agreement.rows:
         assert row.forward in ("exact", "rounding"), f"{what}\n{agreement}"
         assert row.gradient in ("exact", "rounding", "reparametrised", "differs"), f"{what}\n{agreement}"
-        if row.gradient == "differs":  # snnTorch's threshold learns through the spikes too, sinabs's does not
-            assert "threshold: its gradient also comes through the spikes" in row.reason, f"{what}\n{agreement}"
+        if row.gradient == "differs":
+            assert any(reason in row.reason for reason in NAMED), f"{what}\n{agreement}"
         if row.neuron:
             count[f"neuron layers {row.forward}, gradient {row.gradient}, {what}"] += 1
             assert row.slots > 0

@@ -255,27 +255,27 @@ def gradients(spec: Any, recording: Recording, grad_output: NDArray[Any]) -> dic
     with np.errstate(all="ignore"):
         eq, trace, _ = trajectory(spec, recording)
         g = backward(eq, trace, grad_output.astype(np.float64))
-    leak: Any = 0.0
-    if "leak" in spec.parameters:
-        leak = RAW[spec.parameters["leak"].raw].value(spec.parameters["leak"].value.astype(np.float64))
-    of_reset = 0.0 if spec.reset_amount == "value" else g["pending"] if eq.divided else g["rho"]
-    of_gain = g["b"] if spec.input_gain == "one_minus_decay" else 0.0
-    by_name = {
-        "mem_decay": g["a"] - of_gain - leak * g["c"],
-        "syn_decay": g["a_s"],
-        "input_gain": g["b"],
-        "leak": (1 - eq.a) * g["c"],
-        "threshold": g["theta"] + of_reset,
-        "bias": -g["theta"],
-        "reset_amount": g["rho"],
-        "reset_value": g["v_reset"],
-        "min_v_mem": g["v_min"],
-        "spike_scale": g["g"],
-    }
-    result = {"x": g["x"]}
-    for name, parameter in spec.parameters.items():
-        slope = RAW[parameter.raw].slope(parameter.value.astype(np.float64))
-        result[name] = np.asarray(_sum_to(by_name[name], parameter.value.shape) * slope)
+        leak: Any = 0.0
+        if "leak" in spec.parameters:
+            leak = RAW[spec.parameters["leak"].raw].value(spec.parameters["leak"].value.astype(np.float64))
+        of_reset = 0.0 if spec.reset_amount == "value" else g["pending"] if eq.divided else g["rho"]
+        of_gain = g["b"] if spec.input_gain == "one_minus_decay" else 0.0
+        by_name = {
+            "mem_decay": g["a"] - of_gain - leak * g["c"],
+            "syn_decay": g["a_s"],
+            "input_gain": g["b"],
+            "leak": (1 - eq.a) * g["c"],
+            "threshold": g["theta"] + of_reset,
+            "bias": -g["theta"],
+            "reset_amount": g["rho"],
+            "reset_value": g["v_reset"],
+            "min_v_mem": g["v_min"],
+            "spike_scale": g["g"],
+        }
+        result = {"x": g["x"]}
+        for name, parameter in spec.parameters.items():
+            slope = RAW[parameter.raw].slope(parameter.value.astype(np.float64))
+            result[name] = np.asarray(_sum_to(by_name[name], parameter.value.shape) * slope)
     return result
 
 

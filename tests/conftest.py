@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 # Quirk: the package index's samna (0.48.6) runs `pip install --force-reinstall` when imported. Nothing that is tested
 # here needs it, so an import fails instead. Goes when the index's samna is no longer such a stub.
@@ -12,6 +13,17 @@ sys.modules["samna"] = None  # type: ignore[assignment]
 # Known failures are data: a test's full name, and the reason. An unexpected pass fails (`xfail_strict`), and so does a
 # line that names no test: it goes when its test passes.
 KNOWN = Path(__file__).with_name("known_failures.txt")
+
+
+@pytest.fixture
+def poisoned():
+    """Memory that a kernel forgets to write holds NaN."""
+    before = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = before
 
 
 def known_failures() -> dict[str, str]:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import multiprocessing
-import os
 import pickle
 import random
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,20 +13,11 @@ import torch
 from torch import nn
 
 import tracetorch as tt
-from tracetorch.fused import compiler, graph
+from tracetorch.fused import graph
 from tracetorch.fused.scan import build, scan
 from tracetorch.fused.trace import trace
 
-
-@pytest.fixture(autouse=True)
-def _poisoned():
-    """Memory that a kernel forgets to write holds NaN."""
-    before = torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = before
+pytestmark = pytest.mark.usefixtures("poisoned")
 
 
 def assert_bits(a, b):
@@ -373,99 +360,6 @@ def test_backends_are_chosen_or_refused():
     with tt.backend("cpu"), pytest.raises(ValueError, match="num_neurons=300"):
         layer.unroll(torch.rand(3, 2, 299))
     assert layer.mem is None
-
-
-def test_no_compiler_is_said_clearly(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CC", raising=False)
-    with pytest.raises(tt.fused.BackendError, match="no C compiler"), tt.backend("cpu"):
-        pass
-
-
-# ---- the cache -------------------------------------------------------------------------------------------------------
-
-SOURCE = "#include <stdint.h>\nvoid forward(void **p, const int64_t *n) { *(int64_t *)p[0] = n[0] + 1; }\n"
-
-
-def run(library):
-    import ctypes
-
-    out = ctypes.c_int64(0)
-    library.forward((ctypes.c_void_p * 1)(ctypes.addressof(out)), (ctypes.c_int64 * 1)(41))
-    return out.value
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("TRACETORCH_CACHE", str(folder))
-    return folder
-
-
-def test_the_cache_is_used(cache, monkeypatch):
-    assert run(compiler.load(SOURCE)) == 42
-
-    def forbidden(*_):
-        raise AssertionError("compiled again")
-
-    monkeypatch.setattr(compiler, "_compile", forbidden)
-    assert run(compiler.load(SOURCE)) == 42
-    assert sorted(path.suffix for path in cache.iterdir()) == [".sha256", ".so"]
-
-
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "no digest", "planted", "writable", "link"])
-def test_a_damaged_or_planted_entry_is_built_again(cache, damage, tmp_path):
-    compiler.load(SOURCE)
-    (library,) = cache.glob("*.so")
-    (digest,) = cache.glob("*.sha256")
-    code = library.read_bytes()
-    # Replaced, not overwritten: this process has the old file mapped.
-    library.unlink()
-    if damage == "link":
-        elsewhere = tmp_path / "elsewhere.so"
-        elsewhere.write_bytes(code)
-        library.symlink_to(elsewhere)
-    else:
-        spoilt = {
-            "truncated": code[:-100],
-            "flipped": code[:200] + bytes([code[200] ^ 1]) + code[201:],
-            "planted": b"x",
-        }
-        library.write_bytes(spoilt.get(damage, code))
-        library.chmod(0o666 if damage == "writable" else 0o600)
-    if damage == "no digest":
-        digest.unlink()
-    if damage == "planted":
-        digest.write_text("0" * 64)
-    before = library.lstat().st_ino
-    assert run(compiler.load(SOURCE)) == 42
-    assert library.lstat().st_ino != before
-    assert library.read_bytes() == code or hashlib.sha256(library.read_bytes()).hexdigest() == digest.read_text()
-
-
-def test_a_cache_that_cannot_be_written_falls_back(tmp_path, monkeypatch):
-    blocked = tmp_path / "file"
-    blocked.write_text("not a folder")
-    monkeypatch.setenv("TRACETORCH_CACHE", str(blocked / "cache"))
-    compiler._private_folder.cache_clear()
-    assert run(compiler.load(SOURCE)) == 42
-
-
-def test_many_processes_build_the_same_kernel_at_once(cache):
-    code = (
-        "import sys, torch, tracetorch as tt; torch.manual_seed(0)\n"
-        "layer = tt.snn.LI(4)\n"
-        "with tt.backend('cpu'): print(float(layer.unroll(torch.ones(3, 2, 4)).sum().detach()))"
-    )
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
-        for _ in range(6)
-    ]
-    results = {process.communicate(timeout=120)[0] for process in started}
-    assert len(results) == 1
-    assert float(results.pop()) > 0
 
 
 def _in_child(queue, layer, xs):

@@ -1,11 +1,15 @@
 """Compiling C and keeping the result: one shared library per source, compiler, flags and processor, in a cache.
 
-An entry is `<key>.so` beside `<key>.sha256`, the digest of its bytes. It is loaded only if it belongs to the user,
-nobody else can write it, and its bytes have that digest; anything else is built again and put in its place.
+An entry is `<key>.so` beside `<key>.sha256`, the digest of its bytes. It is loaded only if it and its folder belong to
+the user, nobody else can write them, and its bytes have that digest; anything else is built again and put in its place.
+One process builds an entry while others that want it wait; a lock dies with its process. Where the folder cannot be
+used (read-only, full, somebody else's), entries are built in a folder of the process's own.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -15,6 +19,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -87,13 +92,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tracetorch"
 
 
+def _own(path: Path) -> bool:
+    """Whether a file or folder is the user's own, no link, and writable by nobody else."""
+    status = path.lstat()
+    user = os.getuid() if hasattr(os, "getuid") else status.st_uid
+    return not stat.S_ISLNK(status.st_mode) and status.st_uid == user and not status.st_mode & 0o022
+
+
 def _trusted(library: Path, digest: Path) -> bool:
     """Whether an entry is the user's own, writable by nobody else, and whole."""
     try:
-        for path in (library, digest):
-            status = path.lstat()
-            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
-                return False
+        if not all(path.is_file() and _own(path) for path in (library, digest)):
+            return False
         return hashlib.sha256(library.read_bytes()).hexdigest() == digest.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):
         return False
@@ -125,19 +135,53 @@ def _build(source: str, folder: Path, key: str) -> Path:
     return library
 
 
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time; where the file system has no locks, all at once, which is only slower."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with open(path, "w", encoding="ascii") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _usable(folder: Path) -> bool:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return True
+        return _own(folder) and os.access(folder, os.W_OK | os.X_OK)
     except OSError:
         return False
 
 
+def _entry(source: str, folder: Path, key: str) -> Path:
+    """A trusted entry of a folder, built now if there is none.
+
+    Raises:
+        CompilerError: the compiler failed.
+        OSError: the folder cannot be written.
+    """
+    library, digest = folder / f"{key}.so", folder / f"{key}.sha256"
+    if _trusted(library, digest):
+        return library
+    with _locked(folder / f"{key}.lock"):
+        return library if _trusted(library, digest) else _build(source, folder, key)
+
+
 @cache
 def _private_folder() -> Path:
-    """For this process alone, where the cache cannot be written."""
-    return Path(tempfile.mkdtemp(prefix="tracetorch-"))
+    """For this process alone, where the cache cannot be written; removed when it ends."""
+    folder, process = Path(tempfile.mkdtemp(prefix="tracetorch-")), os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == process:  # not by a forked child
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return folder
 
 
 def load(source: str) -> ctypes.CDLL:
@@ -152,7 +196,9 @@ def load(source: str) -> ctypes.CDLL:
     folder = cache_folder()
     if not _usable(folder):
         folder = _private_folder()
-    library, digest = folder / f"{key}.so", folder / f"{key}.sha256"
-    if not _trusted(library, digest):
-        library = _build(source, folder, key)
+    try:
+        library = _entry(source, folder, key)
+    except (OSError, CompilerError):
+        # A full disk shows as either. A compiler that fails in an empty folder too has failed.
+        library = _entry(source, _private_folder(), key)
     return ctypes.CDLL(str(library))

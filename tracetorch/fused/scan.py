@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tracetorch.fused import compiler, kernel_c
+from tracetorch.fused import compiler, kernel_c, memory
 from tracetorch.fused.trace import StepFunction, Traced, trace
 
 _PROCESS = os.getpid()
@@ -25,8 +26,11 @@ def _threads() -> int:
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """A step compiled for one dtype. `learned` are the parameters that get a gradient."""
+class Kernel(ABC):
+    """A step compiled for one dtype. `learned` are the parameters that get a gradient.
+
+    `chunk` is the number of steps between two saved states; the layouts name what the two functions take, in order.
+    """
 
     traced: Traced
     states: tuple[str, ...]
@@ -35,12 +39,27 @@ class Kernel:
     dtype: torch.dtype
     output_dtype: torch.dtype
     source: str
+    chunk: int
+    forward_layout: kernel_c.Layout
+    backward_layout: kernel_c.Layout
+
+    @abstractmethod
+    def call(
+        self, function: str, layout: kernel_c.Layout, tensors: Mapping[str, Tensor | None], numbers: Mapping[str, int]
+    ) -> None:
+        """Run "forward" or "backward". Tensors must stay referenced by the caller until it returns."""
+
+
+@dataclass(frozen=True)
+class CKernel(Kernel):
+    """Of the C renderer."""
+
     library: ctypes.CDLL
 
     def call(
         self, function: str, layout: kernel_c.Layout, tensors: Mapping[str, Tensor | None], numbers: Mapping[str, int]
     ) -> None:
-        """Run a kernel. Tensors must stay referenced by the caller until it returns."""
+        """As `Kernel.call`."""
         pointers = [0 if tensors[name] is None else tensors[name].data_ptr() for name in layout.pointers]  # type: ignore[union-attr]
         values = [numbers[name] for name in layout.integers]
         getattr(self.library, function)(
@@ -55,6 +74,8 @@ def build(
     learned: Sequence[str],
     dtype: torch.dtype,
     backward: bool = True,
+    backend: str = "cpu",
+    device: str = "cpu",
 ) -> Kernel:
     """Trace and compile a step.
 
@@ -65,17 +86,41 @@ def build(
         dtype: float32 or float64, of all of them.
         backward: whether to build the backward kernel too. Without it nothing of autograd is used, which a process
             forked after a backward pass could not.
+        backend: "cpu" (C) or "triton", which compiles at the first call.
+        device: the device type of the tensors: "cpu", or with "triton" also "cuda".
 
     Raises:
-        GraphError: a step that is not pointwise, or an operation without a C form; names it.
+        GraphError: a step that is not pointwise, or an operation without a form in the backend's language; names it.
         CompilerError: no C compiler.
     """
     example = {name: torch.full((8,), 0.5, dtype=dtype) for name in ("x", *states, *parameters)}
     wanted = ("x", *states, *learned) if backward else ()
     traced = trace(step, example, states, wanted, carried=learned)
-    text = kernel_c.source(traced, states, parameters, learned, dtype)
+    return compiled(traced, states, parameters, learned, dtype, backend, device)
+
+
+def compiled(
+    traced: Traced,
+    states: Sequence[str],
+    parameters: Sequence[str],
+    learned: Sequence[str],
+    dtype: torch.dtype,
+    backend: str = "cpu",
+    device: str = "cpu",
+) -> Kernel:
+    """The kernel of a traced step; arguments and errors as in `build`."""
     output = traced.forward.dtype(dict(traced.forward.outputs)["output"])
-    return Kernel(traced, tuple(states), tuple(parameters), tuple(learned), dtype, output, text, compiler.load(text))
+    common = (traced, tuple(states), tuple(parameters), tuple(learned), dtype, output)
+    if backend == "triton":
+        from tracetorch.fused import launch_triton
+
+        return launch_triton.kernel(*common, device)
+    text = kernel_c.source(traced, states, parameters, learned, dtype)
+    layouts = (
+        kernel_c.forward_layout(states, parameters),
+        kernel_c.backward_layout(states, parameters, learned),
+    )
+    return CKernel(*common, text, kernel_c.CHUNK, *layouts, compiler.load(text))
 
 
 @dataclass(frozen=True)
@@ -119,41 +164,42 @@ class _Scan(torch.autograd.Function):
         shape = _shape(xs, time_dim)
         first = dict(zip(kernel.states, rest, strict=False))
         parameters = dict(zip(kernel.parameters, rest[len(kernel.states) :], strict=True))
-        ys = torch.empty_like(xs)
-        chunks = -(-shape.T // kernel_c.CHUNK)
+        ys = memory.empty_like(xs)
+        chunks = -(-shape.T // kernel.chunk)
         tensors: dict[str, Any] = {"x": xs, "y": ys, **parameters}
         for name, state in first.items():
             tensors[f"first_{name}"] = state
-            tensors[f"last_{name}"] = torch.empty_like(state)
-            tensors[f"saved_{name}"] = state.new_empty((chunks, *state.shape)) if save else None
-            tensors[f"record_{name}"] = torch.empty_like(xs) if record else None
-        layout = kernel_c.forward_layout(kernel.states, kernel.parameters)
-        kernel.call("forward", layout, tensors, shape.numbers(parameters))
+            tensors[f"last_{name}"] = memory.empty_like(state)
+            tensors[f"saved_{name}"] = memory.empty_like(state, chunks) if save else None
+            tensors[f"record_{name}"] = memory.empty_like(xs) if record else None
+        kernel.call("forward", kernel.forward_layout, tensors, shape.numbers(parameters))
         ctx.kernel, ctx.shape, ctx.time_dim = kernel, shape, time_dim
         ctx.save_for_backward(xs, *rest, *(tensors[f"saved_{name}"] for name in kernel.states))
         recorded = [tensors[f"record_{name}"] for name in kernel.states] if record else []
         ctx.mark_non_differentiable(*recorded)
+        ctx.set_materialize_grads(False)
         last = [tensors[f"last_{name}"] for name in kernel.states]
         return (ys, *last, *recorded)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         kernel, shape = ctx.kernel, ctx.shape
         xs, *rest = ctx.saved_tensors
         count = len(kernel.states)
         parameters = dict(zip(kernel.parameters, rest[count : len(rest) - count], strict=True))
         first = rest[:count]
-        d_x = torch.empty_like(xs) if ctx.needs_input_grad[4] else None
-        tensors: dict[str, Tensor | None] = {"x": xs, "d_y": grads[0].contiguous(), "d_x": d_x, **parameters}
+        d_x = memory.empty_like(xs) if ctx.needs_input_grad[4] else None
+        d_y = torch.zeros_like(xs) if grads[0] is None else grads[0].contiguous()
+        tensors: dict[str, Tensor | None] = {"x": xs, "d_y": d_y, "d_x": d_x, **parameters}
         for k, name in enumerate(kernel.states):
             tensors[f"saved_{name}"] = rest[len(rest) - count + k]
-            tensors[f"d_last_{name}"] = grads[1 + k].contiguous()
-            tensors[f"d_first_{name}"] = torch.empty_like(first[k])
+            d_last = grads[1 + k]
+            tensors[f"d_last_{name}"] = torch.zeros_like(first[k]) if d_last is None else d_last.contiguous()
+            tensors[f"d_first_{name}"] = memory.empty_like(first[k])
         for name in kernel.learned:
-            tensors[f"d_{name}"] = torch.empty_like(first[0])
-        layout = kernel_c.backward_layout(kernel.states, kernel.parameters, kernel.learned)
-        kernel.call("backward", layout, tensors, shape.numbers(parameters))
+            tensors[f"d_{name}"] = memory.empty_like(first[0])
+        kernel.call("backward", kernel.backward_layout, tensors, shape.numbers(parameters))
         d_first = [tensors[f"d_first_{name}"] for name in kernel.states]
         d_parameters = [
             _reduced(tensors[f"d_{name}"], parameters[name], first[0]) if name in kernel.learned else None
@@ -179,7 +225,7 @@ def scan(
     """Run a sequence: outputs, states after the last step, and, with `record`, states after every step.
 
     Args:
-        xs: [T, B, ...] (`time_dim=0`) or [B, T, ...] (`time_dim=1`), on the CPU, in the kernel's dtype.
+        xs: [T, B, ...] (`time_dim=0`) or [B, T, ...] (`time_dim=1`), on the kernel's device, in its dtype.
         states: before the first step, [B, ...].
         parameters: each of one element, or broadcastable against [B, ...].
     """

@@ -1,0 +1,169 @@
+"""Memory for the engine's large CPU tensors, kept when they die and used again.
+
+A fresh large tensor costs more than the kernel that fills it: the operating system hands out its pages one fault at a
+time. So tensors of at least `SMALLEST` bytes stand in blocks of anonymous memory, on huge pages where the system gives
+them, and a block whose tensor and all its views are gone waits for the next tensor of its size. Nothing process-wide is
+touched: only tensors made by `empty` live here.
+
+The blocks that wait are bounded: by `limit(...)`, else by `$TRACETORCH_POOL` (MiB, 0 for none), else by an eighth of
+the machine's memory. `release()` gives them all back to the system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+import threading
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+SMALLEST = 1 << 20
+_HUGE = 1 << 21  # a huge page of x86-64, and of 64-bit ARM with 4 KiB pages
+
+
+class _Block:
+    """Anonymous memory of `size` bytes, aligned to a huge page."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        # Private, which is not Python's default: a forked child writes to copies.
+        flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        self.memory = mmap.mmap(-1, size + _HUGE, **flags)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        self.address = start + -start % _HUGE
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):  # a system without huge pages: slower, and right
+                self.memory.madvise(mmap.MADV_HUGEPAGE)
+
+    def array(self) -> ctypes.Array[ctypes.c_char]:
+        """A new object over the whole block; when it dies, nothing uses the block any more."""
+        return (ctypes.c_char * self.size).from_address(self.address)
+
+
+class _Pool:
+    """Blocks that wait, oldest first, by size."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.returned: deque[_Block] = deque()  # appended to by finalizers, which may run anywhere, without the lock
+        self.waiting: OrderedDict[int, _Block] = OrderedDict()  # by id, oldest first
+        self.bytes = 0
+        self.most = _default_limit()
+
+    def take(self, size: int) -> _Block:
+        with self.lock:
+            self._collect()
+            found = next((key for key, block in reversed(self.waiting.items()) if block.size == size), None)
+            if found is not None:
+                block = self.waiting.pop(found)
+                self.bytes -= size
+                return block
+        return _Block(size)
+
+    def give(self, block: _Block) -> None:
+        """For finalizers: never waits. Where the lock is held, its holder or the next one collects the block."""
+        self.returned.append(block)
+        if self.lock.acquire(blocking=False):
+            try:
+                self._collect()
+            finally:
+                self.lock.release()
+
+    def _collect(self) -> None:
+        while self.returned:
+            block = self.returned.popleft()
+            self.waiting[id(block)] = block
+            self.bytes += block.size
+        while self.bytes > self.most:
+            _, block = self.waiting.popitem(last=False)
+            self.bytes -= block.size
+
+    def trim(self, most: int) -> None:
+        with self.lock:
+            kept, self.most = self.most, most
+            self._collect()
+            self.most = kept
+
+    def after_fork(self) -> None:
+        # Another thread of the parent may have held the lock; the blocks themselves are the child's own copies.
+        self.lock = threading.Lock()
+
+
+def _default_limit() -> int:
+    given = os.environ.get("TRACETORCH_POOL")
+    if given is not None:
+        if not given.isdecimal():
+            raise ValueError(f"TRACETORCH_POOL={given!r}: give a number of MiB, 0 for none")
+        return int(given) << 20
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8
+    except (AttributeError, ValueError, OSError):
+        return 1 << 30
+
+
+_POOL = _Pool()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_POOL.after_fork)
+
+
+def limit(most: int | None = None) -> int:
+    """The most bytes that wait for use; set to `most` if given. 0: nothing waits, every large tensor is the system's.
+
+    Raises:
+        ValueError: a negative number.
+    """
+    if most is not None:
+        if most < 0:
+            raise ValueError(f"limit: {most} bytes; give 0 or more")
+        _POOL.most = most
+        _POOL.trim(most)
+    return _POOL.most
+
+
+def release() -> None:
+    """Give all waiting memory back to the system. Tensors in use are not touched."""
+    _POOL.trim(0)
+
+
+def waiting() -> int:
+    """Bytes that wait for use."""
+    _POOL.trim(_POOL.most)
+    return _POOL.bytes
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """As `torch.empty` on the CPU: uninitialised, contiguous, an ordinary tensor. Large ones come from the pool.
+
+    With `torch.use_deterministic_algorithms(True)`, uninitialised memory is filled with NaN, as torch does.
+    """
+    count = 1
+    for size in shape:
+        count *= size
+    wanted = count * dtype.itemsize
+    if wanted < SMALLEST or _POOL.most == 0:
+        return torch.empty(tuple(shape), dtype=dtype)
+    try:
+        block = _POOL.take(-(-wanted // _HUGE) * _HUGE)
+    except OSError:  # out of memory: what waits may be what is missing; torch says how much it could not get
+        release()
+        return torch.empty(tuple(shape), dtype=dtype)
+    array = block.array()
+    weakref.finalize(array, _POOL.give, block).atexit = False
+    tensor = torch.frombuffer(array, dtype=dtype, count=count).view(tuple(shape))
+    if torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory:
+        tensor.fill_(float("nan"))
+    return tensor
+
+
+def empty_like(tensor: Tensor, *leading: int) -> Tensor:
+    """A contiguous tensor of the same dtype and device and of the shape `[*leading, *shape]`; on the CPU by `empty`."""
+    shape = (*leading, *tensor.shape)
+    if tensor.device.type != "cpu":
+        return torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+    return empty(shape, tensor.dtype)

@@ -19,9 +19,9 @@ from tracetorch.adapters.network import Network, Stage
 from tracetorch.adapters.report import LayerRow
 from tracetorch.core.spec import NeuronSpec, Parameter
 
-# Gradients are sums over time, batch and positions of terms that each round, in any order: the error of a sum of n terms
-# grows as sqrt(n) roundoffs, on top of that of the terms themselves. The largest error seen for agreeing layers is 3e-5
-# in float32, of a convolution with 10^6 terms; what a wrong reset path or surrogate does is of order 1.
+# Gradients are sums over time, batch and positions of terms that each round, in any order: the error of a sum of n
+# terms grows as sqrt(n) roundoffs, on top of that of the terms themselves. The largest error seen for agreeing layers
+# is 3e-5 in float32, of a convolution with 10^6 terms; what a wrong reset path or surrogate does is of order 1.
 GRADIENT_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 # Gradients are linear in the gradient of the output. Where a reset that keeps its gradient lets them grow beyond the

@@ -269,8 +269,8 @@ def totals(request):
                 write(f"    {n:>9} {name}")
 
 
-# Why a gradient may differ: snnTorch's threshold learns through the spikes too, sinabs's does not; and a reset that keeps
-# its gradient can make it overflow float32, in the source as in the target.
+# Why a gradient may differ: snnTorch's threshold learns through the spikes too, sinabs's does not; and a reset that
+# keeps its gradient can make it overflow float32, in the source as in the target.
 NAMED = ("threshold: its gradient also comes through the spikes", "the source's own gradient overflows on this input")
 
 

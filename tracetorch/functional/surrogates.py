@@ -3,7 +3,8 @@
 Each entry of `SURROGATES` is a vector-Jacobian product, `vjp(grad, z, threshold, **parameters)`, written with the
 operations of the framework it comes from, in its order, so that gradients of a converted layer can be bit-identical.
 `z` is `v - threshold`; `threshold` is used only by surrogates whose width scales with it. Some are written in the
-membrane `v` itself (`of_membrane`): in floating point, `z + threshold` is not always `v`. The float64 counterpart of each entry, written as a derivative, is in `tracetorch.oracle.surrogates`.
+membrane `v` itself (`of_membrane`): in floating point, `z + threshold` is not always `v`. The float64 counterpart of
+each entry, written as a derivative, is in `tracetorch.oracle.surrogates`.
 """
 
 from __future__ import annotations

@@ -80,7 +80,8 @@ def _strips(
         puts: (condition, to, from): rows that leave L1.
     """
     bytes_ = "(end - s) * sizeof(float)"
-    lines = [f"for (int64_t s = 0; s < m; s += {STRIP}) {{", f"  const int64_t end = m - s < {STRIP} ? m : s + {STRIP};"]
+    lines = [f"for (int64_t s = 0; s < m; s += {STRIP}) {{"]
+    lines += [f"  const int64_t end = m - s < {STRIP} ? m : s + {STRIP};"]
     lines += [f"  if ({condition}) ask({row} + s, {bytes_});" for condition, row in asks]
     lines += ["#pragma GCC ivdep", "  for (int64_t e = s; e < end; e++) {"]
     lines += [f"    {line}" for line in statements] + ["  }"]

@@ -1,0 +1,39 @@
+"""Recognising activation checkpointing, which runs a forward again and would advance a layer's state a second time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+
+_RESTORED: ContextVar[bool] = ContextVar("tracetorch_states_restored", default=False)
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Inside, whoever runs layers puts their entry states back before it runs them again."""
+    token = _RESTORED.set(True)
+    try:
+        yield
+    finally:
+        _RESTORED.reset(token)
+
+
+def refuse(layer: str) -> None:
+    """Raise `RuntimeError` inside `torch.utils.checkpoint.checkpoint(..., use_reentrant=False)` without `restored`.
+
+    Quirk: torch (2.6 to 2.13) has no public way to ask. Its non-reentrant checkpointing works by saved-tensor hooks, of
+    which the innermost can be read. Reentrant checkpointing runs the forward without gradients and cannot be told from
+    any other such run. Goes when torch says it.
+    """
+    if _RESTORED.get() or torch.compiler.is_compiling():
+        return
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    if hooks is not None and getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint":
+        raise RuntimeError(
+            f"{layer}: torch.utils.checkpoint runs the forward a second time, from the state that the first run left, "
+            "and so gives wrong gradients without a word; use tracetorch.checkpoint(module, *inputs), which puts the "
+            "entry state back"
+        )

@@ -31,7 +31,7 @@ from tracetorch.functional import round_ste
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-EXECUTED = [ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md"]
+EXECUTED = [ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md", ROOT / "docs" / "engine.md"]
 
 Row = dict[str, str]
 

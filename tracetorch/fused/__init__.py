@@ -1,5 +1,6 @@
 """The engine: a step traced into a graph, the graph rendered as a kernel, the kernel run over a whole sequence."""
 
+from tracetorch.fused import memory
 from tracetorch.fused.compiler import CompilerError
 from tracetorch.fused.executor import BackendError, backend
 from tracetorch.fused.graph import Graph, GraphError, evaluate, verify
@@ -15,6 +16,7 @@ __all__ = [
     "Traced",
     "backend",
     "evaluate",
+    "memory",
     "source",
     "trace",
     "verify",

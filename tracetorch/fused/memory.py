@@ -156,7 +156,8 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     array = block.array()
     weakref.finalize(array, _POOL.give, block).atexit = False
     tensor = torch.frombuffer(array, dtype=dtype, count=count).view(tuple(shape))
-    if torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory:
+    poisoned: bool = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    if poisoned and torch.are_deterministic_algorithms_enabled():
         tensor.fill_(float("nan"))
     return tensor
 

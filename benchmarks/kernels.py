@@ -1,0 +1,120 @@
+"""The CPU kernel of a hard-threshold LIF against the copy of the same tensors, into given and into fresh outputs.
+
+The bound is the time to move what must move at the bandwidth of a copy into a given tensor: forward, 1 read and 1 write
+(one copy); forward and backward, 3 reads and 2 writes (two and a half copies).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import tracetorch as tt
+from benchmarks.measure import medians, quiet, require_same, table
+from tracetorch.functional import heaviside
+from tracetorch.functional.surrogates import Surrogate
+from tracetorch.fused.scan import Kernel, _shape, build
+
+PASSES = {"forward": 1.0, "forward+backward": 2.5}
+SWEEP = [(4, 64, 16384), (10, 64, 4096), (100, 16, 16384), (100, 64, 512), (1000, 16, 1024), (10_000, 4, 512)]
+
+
+def step(given: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    """mem = beta*mem + x; a spike where mem > 1; mem -= spike."""
+    mem = given["beta"] * given["mem"] + given["x"]
+    spikes = heaviside(mem - 1, torch.ones(()), Surrogate("atan"))
+    return spikes, mem - spikes
+
+
+class LIF(tt.snn.Layer):
+    """The same as a user writes it."""
+
+    def __init__(self, num_neurons: int) -> None:
+        super().__init__(num_neurons)
+        self.define_state("mem")
+        self.define_decay("beta", 0.9, rank=0, learnable=False)
+
+    def step(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        """x, mem -> spikes, mem."""
+        spikes, mem = step({"x": x, "mem": states[0], "beta": self.beta})
+        return spikes, mem
+
+
+class Given:
+    """The kernel's two functions on tensors that exist already."""
+
+    def __init__(self, steps: int, batch: int, neurons: int) -> None:
+        self.kernel: Kernel = build(step, ["mem"], ["beta"], [], torch.float32)
+        self.x = torch.randn(steps, batch, neurons).mul_(0.7)
+        self.y, self.d_x, self.d_y = torch.zeros_like(self.x), torch.zeros_like(self.x), torch.randn_like(self.x)
+        state = torch.zeros(batch, neurons)
+        self.beta = torch.tensor(0.9)
+        chunks = -(-steps // self.kernel.chunk)
+        self.tensors: dict[str, Any] = {"x": self.x, "y": self.y, "d_x": self.d_x, "d_y": self.d_y, "beta": self.beta}
+        self.tensors |= {f"{name}_mem": state.clone() for name in ("first", "last", "d_first", "d_last")}
+        self.tensors |= {"saved_mem": state.new_zeros(chunks, batch, neurons), "record_mem": None}
+        self.numbers = _shape(self.x, 0).numbers({"beta": self.beta})
+
+    def forward(self, save: bool = False) -> None:
+        """All steps; with `save`, the states that the backward pass needs."""
+        tensors = self.tensors if save else {**self.tensors, "saved_mem": None}
+        self.kernel.call("forward", self.kernel.forward_layout, tensors, self.numbers)
+
+    def both(self) -> None:
+        """Forward and backward."""
+        self.forward(save=True)
+        self.kernel.call("backward", self.kernel.backward_layout, self.tensors, self.numbers)
+
+    def copy(self) -> None:
+        """What the bound is made of."""
+        self.y.copy_(self.x)
+
+    def eager(self) -> Tensor:
+        """The outputs of the step loop in torch."""
+        mem, spikes = torch.zeros(self.x.shape[1:]), []
+        for x in self.x:
+            y, mem = step({"x": x, "mem": mem, "beta": self.beta})
+            spikes.append(y)
+        return torch.stack(spikes)
+
+
+def one(steps: int, batch: int, neurons: int) -> dict[str, float]:
+    """Ratios to the bound of one size, and the time of a layer as a user calls it over that of the bare kernel."""
+    given = Given(steps, batch, neurons)
+    expected = given.eager()
+    given.forward()
+    require_same(given.y, expected, f"T={steps} B={batch} N={neurons}")
+    layer, x = LIF(neurons), given.x
+    leaf = x.clone().requires_grad_()
+
+    def user_forward() -> None:
+        layer.reset_states()
+        with tt.backend("cpu"), torch.no_grad():
+            layer.unroll(x)
+
+    def user_both() -> None:
+        layer.reset_states()
+        with tt.backend("cpu"):
+            y = layer.unroll(leaf)
+        torch.autograd.grad(y, leaf, given.d_y)
+
+    runs = {"copy": given.copy, "forward": given.forward, "forward+backward": given.both}
+    quiet()
+    times = medians({**runs, "user forward": user_forward, "user forward+backward": user_both})
+    found = {"MB": x.numel() * 4 / 1e6, "copy GB/s": x.numel() * 8 / times["copy"] / 1e9}
+    for name, passes in PASSES.items():
+        found[name] = passes * times["copy"] / times[name]
+        found[f"{name}, as called"] = times[f"user {name}"] / times[name]
+    return found
+
+
+def main() -> dict[str, Any]:
+    """Every size; the largest of them are out of cache."""
+    results = {f"T={t} B={b} N={n}": one(t, b, n) for t, b, n in SWEEP}
+    header = ["size", *next(iter(results.values()))]
+    rows = [[size, *found.values()] for size, found in results.items()]
+    print(table("LIF on the CPU: share of the copy bound; time as called over the bare kernel's", header, rows))
+    return results

@@ -1,0 +1,61 @@
+"""What a call costs before any arithmetic, and what a kernel's build costs, cold and from the cache."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import torch
+
+import tracetorch as tt
+from benchmarks.kernels import LIF
+from benchmarks.measure import per_call, table
+
+_BUILD = """
+import time, torch, tracetorch as tt
+from benchmarks.kernels import LIF
+from tracetorch.fused import compiler
+compiler.compiler()
+layer, x = LIF(64), torch.zeros(3, 2, 64, requires_grad=True)
+with tt.backend("cpu"):
+    start = time.perf_counter()
+    layer.unroll(x)
+    print(time.perf_counter() - start)
+"""
+
+
+def build(folder: str) -> float:
+    """Seconds of a layer's first call in a new process."""
+    environment = {**os.environ, "TRACETORCH_CACHE": folder, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", _BUILD], env=environment, capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def main() -> dict[str, Any]:
+    """Microseconds a call on tiny tensors, milliseconds a build."""
+    torch.set_num_threads(1)
+    found = {}
+    layers = {"LIF (one fixed decay)": LIF(4), "LIB (three learned parameters)": tt.snn.LIB(4)}
+    for name, layer in layers.items():
+        x = torch.zeros(2, 1, 4)
+        leaf = x.clone().requires_grad_()
+        with tt.backend("cpu"):
+
+            def forward(layer: Any = layer, x: Any = x) -> None:
+                with torch.no_grad():
+                    layer.unroll(x)
+
+            def both(layer: Any = layer, leaf: Any = leaf) -> None:
+                layer.detach_states()
+                layer.unroll(leaf).sum().backward()
+
+            found[f"{name}, forward, us"] = 1e6 * per_call(forward)
+            found[f"{name}, forward+backward, us"] = 1e6 * per_call(both)
+    with tempfile.TemporaryDirectory() as folder:
+        found["build, cold, ms"] = 1e3 * build(folder)
+        found["build, cached, ms"] = 1e3 * sorted(build(folder) for _ in range(3))[1]
+    print(table("Overhead", ("what", "value"), list(found.items())))
+    return found

@@ -10,7 +10,7 @@ WHEEL := build/wheel
 SOURCES = $(wildcard tracetorch/*.py tracetorch/*/*.py adapters/*.py cli/*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test sweep lint wheel-test clean
+.PHONY: help env demo test sweep bench lint wheel-test clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -22,9 +22,9 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed for the development environment, found %d.%d; set PYTHON=" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	@rm -f $@
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt setuptools wheel
+	$(BIN)/python -m pip install -q -c constraints.txt setuptools setuptools_scm wheel
 	$(BIN)/python -m pip install -q -c constraints.txt torch==$$(sed -n 's/^torch==//p' constraints.txt) numpy
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[sinabs,snntorch,demo,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[sinabs,snntorch,norse,spikingjelly,demo,dev]'
 	@touch $@
 
 demo: env  ## train a network, port it, and compare; writes build/demo
@@ -35,6 +35,9 @@ test: lint  ## what .ci/run runs: lint, types, tests
 
 sweep: env  ## the long sweeps over random networks
 	$(BIN)/python -m pytest -m sweep
+
+bench: env  ## measurements of the engine beside its peers and its limits; writes build/bench.json
+	$(BIN)/python -m benchmarks
 
 # build/lib goes first: setuptools would pack modules that were deleted since.
 lint: env  ## ruff on the sources, mypy on the wheel

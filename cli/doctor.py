@@ -53,7 +53,7 @@ UNTESTED = {"safetensors": "exchange of weights"}  # reported, not used by this 
 OLDEST_TORCH = (2, 6)
 NIR_OF_SINABS = (1, 0, 4)  # sinabs 3.1.3 asks for nir up to this one
 CPU = "one compiled C kernel a sequence, in the unroll of native layers inside tt.backend('cpu')"
-TRITON = "arrives with a later version"
+TRITON = "one compiled Triton kernel a sequence, in the unroll of native layers inside tt.backend('triton')"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -144,22 +144,42 @@ def executors() -> list[Report]:
     """One row an executor, under the names of `tt.backend`: name, whether it works here, why, and what it would use."""
     device = f"{torch.get_num_threads()} CPU threads"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    fault = _cpu_fault()
+    fault, fault_of_triton = _cpu_fault(), _triton_fault()
     return [
         {"name": "eager", "works": True, "reason": f"eager torch, {device}" + (f", {gpu}" if gpu else "")},
         {"name": "cpu", "works": fault is None, "reason": fault or CPU, "compiler": c_compiler()},
-        {"name": "triton", "works": False, "reason": TRITON, "triton": locate("triton") is not None, "gpu": gpu},
+        {
+            "name": "triton",
+            "works": fault_of_triton is None,
+            "reason": fault_of_triton or TRITON,
+            "triton": locate("triton") is not None,
+            "gpu": gpu,
+        },
     ]
 
 
 def _cpu_fault() -> str | None:
     """Why a kernel cannot be compiled and run here, or None: one is."""
-    layer = tt.snn.LI(1, beta=0.5)
     try:
-        with tt.backend("cpu"), torch.no_grad():
-            answer = layer.unroll(torch.ones(2, 1, 1)).flatten().tolist()
+        return _kernel_fault("cpu", "cpu")
     except (tt.fused.BackendError, tt.fused.CompilerError, OSError) as error:
         return str(error)
+
+
+def _triton_fault() -> str | None:
+    """Likewise of a Triton kernel."""
+    try:
+        return _kernel_fault("triton", "cuda" if torch.cuda.is_available() else "cpu")
+    except tt.fused.BackendError as error:
+        return str(error)
+    except Exception as error:  # whatever Triton, its compiler or the driver raise
+        return f"{type(error).__name__}: {error}"
+
+
+def _kernel_fault(backend: str, device: str) -> str | None:
+    layer = tt.snn.LI(1, beta=0.5).to(device)
+    with tt.backend(backend), torch.no_grad():
+        answer = layer.unroll(torch.ones(2, 1, 1, device=device)).flatten().tolist()
     return None if answer == [1.0, 1.5] else f"a kernel computed {answer} instead of [1.0, 1.5]"
 
 

@@ -109,9 +109,9 @@ def fake_compiler(path: Path, script: str) -> Path:
 def test_an_executor_is_claimed_only_if_it_ran() -> None:
     executors = {row["name"]: row for row in doctor.executors()}
     works = {name: row["works"] for name, row in executors.items()}
-    assert works == {"eager": True, "cpu": doctor.c_compiler() is not None, "triton": False}
+    assert works == {"eager": True, "cpu": doctor.c_compiler() is not None, "triton": torch.cuda.is_available()}
     assert executors["cpu"]["reason"] == doctor.CPU or doctor.c_compiler() is None
-    assert executors["triton"]["reason"] == doctor.TRITON
+    assert executors["triton"]["reason"] == doctor.TRITON or "triton backend needs" in executors["triton"]["reason"]
     assert (executors["triton"]["gpu"] is not None) == torch.cuda.is_available()
 
 

@@ -142,13 +142,13 @@ _RENDER: Mapping[str, Callable[..., str]] = MappingProxyType(
         "trunc": _call("trunc{f}"),
         "round": _call("rint{f}"),
         "relu": lambda a: f"{a} < 0 ? 0 : {a}",
-        # Comparisons written so that NaN and -0 pass as in torch.
-        "minimum": lambda a, b: f"{a} != {a} ? {a} : {b} != {b} ? {b} : {a} > {b} ? {b} : {a}",
-        "maximum": lambda a, b: f"{a} != {a} ? {a} : {b} != {b} ? {b} : {a} < {b} ? {b} : {a}",
+        # Comparisons written so that NaN passes as in torch; of 0 and -0, the second one.
+        "minimum": lambda a, b: f"{a} != {a} ? {a} : {b} != {b} ? {b} : {a} < {b} ? {a} : {b}",
+        "maximum": lambda a, b: f"{a} != {a} ? {a} : {b} != {b} ? {b} : {a} > {b} ? {a} : {b}",
         "add_scaled": lambda a, b, c: f"__builtin_fma{{f}}({b}, {c}, {a})",
         "sub_scaled": lambda a, b, c: f"__builtin_fma{{f}}({b}, -{c}, {a})",
         "sigmoid_backward": lambda g, s: f"{g} * (1 - {s}) * {s}",
-        "tanh_backward": lambda g, t: f"{g} * (1 - {t} * {t})",
+        "tanh_backward": lambda g, t: f"{g} * __builtin_fma{{f}}(-({t}), {t}, 1)",
         "threshold_backward": lambda g, x, at: f"{x} <= {at} ? 0 : {g}",
         "gt": _binary(">"),
         "ge": _binary(">="),
@@ -162,6 +162,13 @@ _RENDER: Mapping[str, Callable[..., str]] = MappingProxyType(
         "where": lambda c, a, b: f"{c} ? {a} : {b}",
         "cast": lambda a: a,
         "full_like": lambda value, like: value,
+    }
+)
+# A bound that is a number is torch's clamp, which keeps the value where both are equal, and with it a -0.
+_CLAMP: Mapping[str, Callable[..., str]] = MappingProxyType(
+    {
+        "minimum": lambda a, b: f"{a} > {b} ? {b} : {a}",
+        "maximum": lambda a, b: f"{a} < {b} ? {b} : {a}",
     }
 )
 _POWERS: Mapping[float, str] = {
@@ -181,6 +188,8 @@ def _expression(node: Node, operands: Sequence[str]) -> str:
             shown = "a tensor" if isinstance(exponent, Ref) else repr(exponent)
             raise GraphError(f"pow with the exponent {shown} cannot be rendered; it can with {sorted(_POWERS)}")
         return _POWERS[float(exponent)].format(a=operands[0])
+    if node.op in _CLAMP and not isinstance(node.args[1], Ref):
+        return _CLAMP[node.op](*operands)
     if node.op not in _RENDER:
         raise GraphError(f"the operation {node.op} cannot be rendered in C")
     return _RENDER[node.op](*operands)

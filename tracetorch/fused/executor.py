@@ -1,4 +1,4 @@
-"""Which executor runs a sequence: the step loop in torch ("eager"), or one compiled C kernel ("cpu")."""
+"""Which executor runs a sequence: the step loop in torch ("eager"), or one compiled kernel, C ("cpu") or Triton."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from tracetorch.fused import compiler
 
 BACKENDS = ("auto", "eager", "cpu", "triton")
+COMPILED = ("cpu", "triton")
 _CURRENT: ContextVar[str] = ContextVar("tracetorch_backend", default="auto")
 
 
@@ -22,16 +23,22 @@ def backend(name: str) -> Iterator[None]:
 
     Args:
         name: "auto" (in this version the same as "eager"), "eager", or "cpu": one compiled kernel for all time steps,
-            for float32 and float64 tensors on the CPU. Where "cpu" cannot run a layer, it raises; it never falls back.
+            for float32 and float64 tensors on the CPU, or "triton": the same on a CUDA GPU (with TRITON_INTERPRET=1
+            set before the start of Python, slowly on the CPU). Where these cannot run a layer, they raise; they never
+            fall back.
 
     Raises:
         ValueError: an unknown name.
-        BackendError: "triton", which this version has not, or "cpu" without a C compiler.
+        BackendError: "triton" without Triton or a CUDA GPU, or "cpu" without a C compiler.
     """
     if name not in BACKENDS:
         raise ValueError(f"backend {name!r} is not known; known: {', '.join(BACKENDS)}")
     if name == "triton":
-        raise BackendError("the triton backend is not in this version; use 'cpu' or 'eager'")
+        from tracetorch.fused import launch_triton
+
+        reason = launch_triton.unavailable()
+        if reason is not None:
+            raise BackendError(reason)
     if name == "cpu":
         try:
             compiler.compiler()

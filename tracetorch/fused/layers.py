@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from tracetorch.fused import executor, launch_triton
 from tracetorch.fused.scan import Kernel, build, scan
 
 if TYPE_CHECKING:
@@ -64,16 +65,18 @@ def _guard(layer: Layer) -> tuple[Any, ...]:
     return tuple(seen)
 
 
-def _kernel(layer: Layer, tensors: Mapping[str, Tensor], dtype: torch.dtype, backward: bool) -> Kernel:
+def _kernel(
+    layer: Layer, tensors: Mapping[str, Tensor], dtype: torch.dtype, backward: bool, backend: str, device: str
+) -> Kernel:
     learned = tuple(name for name, tensor in tensors.items() if tensor.requires_grad and backward)
-    key = (dtype, tuple(tensors), learned, backward, _guard(layer))
+    key = (backend, device, dtype, tuple(tensors), learned, backward, _guard(layer))
     if key not in layer.kernels:
 
         def step(given: Mapping[str, Tensor]) -> Sequence[Tensor]:
             with _replaced(layer, {name: given[name] for name in tensors}):
                 return layer.step(given["x"], *(given[name] for name in layer.state_names))
 
-        layer.kernels[key] = build(step, layer.state_names, tuple(tensors), learned, dtype, backward)
+        layer.kernels[key] = build(step, layer.state_names, tuple(tensors), learned, dtype, backward, backend, device)
     return layer.kernels[key]
 
 
@@ -85,26 +88,36 @@ def _aligned(tensor: Tensor, layer: Layer, ndim: int) -> Tensor:
     return tensor.reshape(-1, *([1] * after))
 
 
-def unroll(layer: Layer, xs: Tensor, time_dim: int, record: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
-    """`layer.unroll` through one kernel; states carry on. Returns outputs and, with `record`, states after every step.
-
-    Raises:
-        FuseError: not on the CPU, not float32 or float64, parameters of another dtype, or no such time dimension.
-        GraphError: a step that is not pointwise; names the operation.
-    """
-    name = type(layer).__name__
-    if xs.device.type != "cpu" or xs.dtype not in _DTYPES:
+def _check(name: str, xs: Tensor, time_dim: int, tensors: Mapping[str, Tensor], backend: str) -> None:
+    """Raises `FuseError` unless the backend runs this input with these tensors."""
+    device = "cpu" if backend == "cpu" or launch_triton.interpreted() else "cuda"
+    if xs.device.type != device or xs.dtype not in _DTYPES:
         raise FuseError(
-            f"{name}: the cpu backend runs float32 and float64 tensors on the CPU, not {xs.dtype} on {xs.device}"
+            f"{name}: the {backend} backend runs float32 and float64 tensors on {device.upper()} here, not {xs.dtype} "
+            f"on {xs.device}"
         )
     if time_dim not in (0, 1) or xs.ndim < 2 + time_dim:
         raise FuseError(
             f"{name}: time_dim={time_dim} with an input of shape {list(xs.shape)}; [T, B, ...] or [B, T, ...]"
         )
-    tensors = _tensors(layer)
-    wrong = [path for path, tensor in tensors.items() if tensor.is_floating_point() and tensor.dtype is not xs.dtype]
-    if wrong:
-        raise FuseError(f"{name}: {wrong[0]} is {tensors[wrong[0]].dtype}, the input {xs.dtype}; convert one of them")
+    for path, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.dtype is not xs.dtype:
+            raise FuseError(f"{name}: {path} is {tensor.dtype}, the input {xs.dtype}; convert one of them")
+        if tensor.device != xs.device:
+            raise FuseError(f"{name}: {path} is on {tensor.device}, the input on {xs.device}; move one of them")
+
+
+def unroll(layer: Layer, xs: Tensor, time_dim: int, record: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+    """`layer.unroll` through one kernel; states carry on. Returns outputs and, with `record`, states after every step.
+
+    Raises:
+        FuseError: not on the backend's device, not float32 or float64, parameters of another dtype or device, or no
+            such time dimension.
+        GraphError: a step that is not pointwise; names the operation.
+    """
+    name = type(layer).__name__
+    backend, tensors = executor.current(), _tensors(layer)
+    _check(name, xs, time_dim, tensors, backend)
     example = (
         xs.select(time_dim, 0)
         if xs.shape[time_dim]
@@ -113,7 +126,7 @@ def unroll(layer: Layer, xs: Tensor, time_dim: int, record: bool = False) -> tup
     layer.check_input(example)
     states = [layer.state(state, example) for state in layer.state_names]
     needed = any(tensor.requires_grad for tensor in (xs, *states, *tensors.values()))
-    kernel = _kernel(layer, tensors, xs.dtype, backward=needed and torch.is_grad_enabled())
+    kernel = _kernel(layer, tensors, xs.dtype, needed and torch.is_grad_enabled(), backend, xs.device.type)
     aligned = [_aligned(tensor, layer, example.ndim) for tensor in tensors.values()]
     ys, last, recorded = scan(kernel, xs, time_dim, states, aligned, record)
     for state, value in zip(layer.state_names, last, strict=True):
@@ -126,7 +139,7 @@ def source(layer: nn.Module, backend: str, backward: bool = False, dtype: torch.
 
     Args:
         layer: a native layer.
-        backend: "cpu".
+        backend: "cpu" for C, or "triton" for Triton on CUDA, which needs neither Triton nor a GPU.
         backward: the backward kernel too.
         dtype: of its tensors.
 
@@ -136,8 +149,9 @@ def source(layer: nn.Module, backend: str, backward: bool = False, dtype: torch.
     """
     from tracetorch.core.layer import Layer
 
-    if backend != "cpu":
-        raise ValueError(f"source: backend {backend!r} has no source in this version; use 'cpu'")
+    if backend not in executor.COMPILED:
+        raise ValueError(f"source: backend {backend!r} has no source; use one of {', '.join(executor.COMPILED)}")
     if not isinstance(layer, Layer):
         raise ValueError(f"source: {type(layer).__name__} is not a native layer")
-    return _kernel(layer, _tensors(layer), dtype, backward).source
+    device = "cuda" if backend == "triton" else "cpu"
+    return _kernel(layer, _tensors(layer), dtype, backward, backend, device).source

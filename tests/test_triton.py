@@ -1,0 +1,424 @@
+"""Triton kernels without a GPU: in the interpreter (values), compiled for sm_80 and sm_90 (instructions), and launched
+on a driver that only takes notes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+import tracetorch as tt
+from tracetorch.fused import graph, launch_triton
+from tracetorch.fused.emit_triton import OPTIONS, Body, function
+from tracetorch.fused.graph import OPS, Graph, Node, Ref
+from tracetorch.fused.kernel_triton import chunk, unroll
+from tracetorch.fused.scan import build
+
+# `make env` brings Triton on Linux, the only system it is built for.
+triton = importlib.import_module("triton") if sys.platform == "linux" else pytest.importorskip("triton")
+
+F32, F64, BOOL = torch.float32, torch.float64, torch.bool
+POINTERS = {F32: "*fp32", F64: "*fp64"}
+HERE = Path(__file__).parent
+
+
+def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    given = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=HERE.parent, env=given, capture_output=True, text=True, timeout=600, check=False)
+
+
+@pytest.fixture(autouse=True)
+def _fresh(tmp_path, monkeypatch):
+    """What Triton compiled for another test or another day is not used."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
+
+
+def make_layer(n=16):
+    return tt.snn.LIB(n, quant_fn=tt.functional.round_ste())
+
+
+# ---- values ----------------------------------------------------------------------------------------------------------
+
+
+def test_kernels_in_the_interpreter():
+    done = python(
+        *("-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "triton_interpreted.py")), TRITON_INTERPRET="1"
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert re.search(r"^\d{3,} passed", done.stdout, re.MULTILINE), done.stdout[-500:]
+
+
+# ---- instructions ----------------------------------------------------------------------------------------------------
+
+
+def compiled(kernel, name: str, arch: int, null: tuple[str, ...] = (), elements: int = 2**22):
+    """One of a kernel's functions compiled for a GPU that need not be there."""
+    layout = kernel.forward_layout if name == "forward" else kernel.backward_layout
+    plan = launch_triton.geometry(name, len(kernel.states), kernel.dtype, elements, elements)
+    run = launch_triton.load(kernel.source)[name]
+    types, constants, hints = {}, {}, {}
+    for k, (argument, what) in enumerate(zip(run.arg_names, (*layout.pointers, *layout.integers), strict=False)):
+        pointer = k < len(layout.pointers)
+        types[argument] = "constexpr" if what in null else POINTERS[kernel.dtype] if pointer else "i64"
+        if what in null:
+            constants[(k,)] = None
+        elif pointer:
+            hints[(k,)] = [["tt.divisibility", 16]]
+    for argument, value in {"BLOCK": plan.block, "UNIT": 16, **dict(plan.constants)}.items():
+        types[argument] = "constexpr"
+        constants[(run.arg_names.index(argument),)] = value
+    source = triton.compiler.ASTSource(run, types, constants, hints)
+    target = triton.backends.compiler.GPUTarget("cuda", arch, 32)
+    return triton.compile(source, target=target, options={"num_warps": plan.warps, **OPTIONS}).asm["ptx"]
+
+
+def ptxas(ptx: str, arch: int, folder: Path) -> tuple[int, int]:
+    """Registers, and bytes spilled, of a kernel."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    (folder / "kernel.ptx").write_text(ptx)
+    command = [str(tool), "-v", f"-arch=sm_{arch}{'a' if arch >= 90 else ''}", "kernel.ptx", "-o", "kernel.cubin"]
+    said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stderr
+    spilled = [int(number) for number in re.findall(r"(\d+) bytes spill", said)]
+    assert len(spilled) == 2, said
+    return int(re.search(r"Used (\d+) registers", said)[1]), sum(spilled)
+
+
+def instructions(ptx: str) -> Counter[str]:
+    """The floating point instructions of a kernel, without loads, stores, moves and comparisons."""
+    found = re.findall(r"^\s*(?:@!?%\w+\s+)?([a-z][\w.]*)\s", ptx[ptx.index(".entry") :], re.MULTILINE)
+    skipped = ("ld.", "st.", "mov.", "setp.", "selp.")
+    return Counter(name for name in found if re.search(r"f32|f64|approx|ftz", name) and not name.startswith(skipped))
+
+
+TINY = """
+@triton.jit
+def tiny(x, v, c, y):
+    e = tl.arange(0, 32)
+    tl.store(y + e, step(tl.load(x + e), tl.load(v + e), tl.load(c + e) != 0))
+"""
+X, V, C = Ref(0), Ref(1), Ref(2)
+
+
+def instructions_of(op: str, args: tuple, dtype: torch.dtype, arch: int) -> Counter[str]:
+    """Those of one operation on x, v and a condition c, one element a thread."""
+    node = Node(op, args, BOOL if OPS[op].result == "bool" else dtype)
+    made = Graph((("x", dtype), ("v", dtype), ("c", BOOL)), (node,), (("output", Ref(3)),))
+    graph.verify(made)
+    body = Body(made, {"x": "x", "v": "v", "c": "c"}, "cuda")
+    head = ["import triton", "import triton.language as tl", "from triton.language.extra import libdevice", ""]
+    text = "\n".join([*head, *function("step", body, ["x", "v", "c"], [body.output("output", dtype)]), TINY])
+    types = {name: "*i8" if name == "c" else POINTERS[dtype] for name in "xvcy"}
+    source = triton.compiler.ASTSource(launch_triton.load(text)["tiny"], types, {})
+    target = triton.backends.compiler.GPUTarget("cuda", arch, 32)
+    return instructions(triton.compile(source, target=target, options={"num_warps": 1, **OPTIONS}).asm["ptx"])
+
+
+# operation and arguments -> its floating point instructions in float32 and in float64 ({f}: f32 or f64). Comparisons
+# and selections are left out, they do not round; negation and absolute value are bit operations or `neg`, `abs`.
+PLAIN = {
+    **{("add", args): ["add.rn.{f}"] for args in ((X, V), (X, 0.3), (0.3, X))},
+    ("sub", (X, V)): ["sub.rn.{f}"],
+    ("sub", (0.3, X)): ["sub.rn.{f}"],
+    ("sub", (X, 0.3)): ["add.rn.{f}"],
+    **{("mul", args): ["mul.rn.{f}"] for args in ((X, V), (X, 0.3))},
+    ("div", (X, V)): ["div.rn.{f}"],
+    ("div", (0.3, X)): ["div.rn.{f}"],
+    ("div", (X, 0.3)): ["mul.rn.{f}"],
+    **{(op, (X,)): [] for op in ("neg", "abs", "relu", "cast")},
+    ("sign", (X,)): ["sub.rn.{f}"],
+    ("reciprocal", (X,)): ["div.rn.{f}"],
+    ("sqrt", (X,)): ["sqrt.rn.{f}"],
+    ("floor", (X,)): ["cvt.rmi.{f}.{f}"],
+    ("ceil", (X,)): ["cvt.rpi.{f}.{f}"],
+    ("trunc", (X,)): ["cvt.rzi.{f}.{f}"],
+    ("round", (X,)): ["cvt.rni.{f}.{f}"],
+    ("minimum", (X, 0.3)): [],
+    ("maximum", (X, 0.3)): [],
+    ("pow", (X, 1)): [],
+    ("pow", (X, 2)): ["mul.rn.{f}"],
+    ("pow", (X, 3)): ["mul.rn.{f}", "mul.rn.{f}"],
+    ("pow", (X, 0.5)): ["sqrt.rn.{f}"],
+    ("pow", (X, -1)): ["div.rn.{f}"],
+    ("pow", (X, -2)): ["mul.rn.{f}", "div.rn.{f}"],
+    ("add_scaled", (X, V, 0.3)): ["fma.rn.{f}"],
+    ("sub_scaled", (X, V, 0.3)): ["fma.rn.{f}"],
+    ("sigmoid_backward", (X, V)): ["sub.rn.{f}", "mul.rn.{f}", "mul.rn.{f}"],
+    ("tanh_backward", (X, V)): ["fma.rn.{f}", "mul.rn.{f}"],
+    ("threshold_backward", (X, V, 0.3)): [],
+    **{(op, (X, V)): [] for op in ("gt", "ge", "lt", "le", "eq", "ne", "and", "or")},
+    ("not", (X,)): [],
+    ("where", (C, X, V)): [],
+    ("full_like", (0.3, X)): [],
+}
+# What PTX has for float32, and not for float64.
+EXTREMA = {
+    F32: {"minimum": ["min.NaN.f32"], "maximum": ["max.NaN.f32"]},
+    F64: {"minimum": ["min.f64"], "maximum": ["max.f64"]},
+}
+# The functions of libdevice, which is CUDA's own: how many of each instruction they may have. Every `approx` and `ftz`
+# here stands inside libdevice's function, which bounds the error of the whole.
+OWNED = {
+    F32: {
+        "exp": {"fma": 4, "ex2.approx.ftz.f32": 1},
+        "sigmoid": {"fma": 4, "ex2.approx.ftz.f32": 1, "div.rn.f32": 1},
+        "log": {"fma": 12},
+        "tanh": {"fma": 6, "ex2.approx.ftz.f32": 1, "rcp.approx.ftz.f32": 1},
+    },
+    F64: {
+        "exp": {"fma": 14},
+        "sigmoid": {"fma": 14, "div.rn.f64": 1},
+        "log": {"fma": 16, "rcp.approx.ftz.f64": 1},
+        "tanh": {"fma": 28, "ex2.approx.ftz.f32": 1, "rcp.approx.ftz.f64": 1},
+    },
+}
+COMPILED = [(F32, 80), (F32, 90), (F64, 90)]
+
+
+def owned(found: Counter[str]) -> dict[str, int]:
+    """Fused multiply-adds, divisions, and what is approximate or flushes subnormal numbers."""
+    special = {name: n for name, n in found.items() if re.search(r"approx|ftz|full|div|rcp|sqrt|ex2|lg2", name)}
+    fma = sum(n for name, n in found.items() if name.startswith("fma"))
+    return {**special, **({"fma": fma} if fma else {})}
+
+
+def test_every_operation_is_compiled():
+    assert {op for op, _ in PLAIN} | set(OWNED[F32]) | {"minimum", "maximum"} == set(OPS)
+    assert set(OWNED[F32]) == set(OWNED[F64])
+
+
+@pytest.mark.parametrize(("dtype", "arch"), COMPILED)
+def test_each_operation_has_its_own_instructions_and_no_others(dtype, arch):
+    f = "f32" if dtype is F32 else "f64"
+    every = {**PLAIN, **{(op, (X, V)): names for op, names in EXTREMA[dtype].items()}}
+    for (op, args), names in every.items():
+        found = instructions_of(op, args, dtype, arch)
+        rounding = {name: n for name, n in found.items() if not re.match(r"(neg|abs|cvt\.rn\.f\d\d\.[us])", name)}
+        assert rounding == Counter(name.format(f=f) for name in names), (op, args, found)
+
+
+@pytest.mark.parametrize(("dtype", "arch"), COMPILED)
+def test_functions_of_libdevice_are_all_there_is_of_approximations(dtype, arch):
+    for op, allowed in OWNED[dtype].items():
+        assert owned(instructions_of(op, (X,), dtype, arch)) == allowed, op
+
+
+def hard_lif(given):
+    """x, v -> spike, v: leaky integration, hard threshold with an arctangent's gradient, reset by subtraction."""
+    charged = given["alpha"] * given["v"] + given["x"]
+    distance = charged - given["theta"]
+    surrogate = distance / (1 + distance.abs())
+    spike = (distance >= 0).to(charged.dtype) - surrogate.detach() + surrogate
+    return [spike, charged - spike * given["theta"]]
+
+
+def seven(given):
+    """Seven states in a chain of leaks, two sigmoids, ten parameters."""
+    drive, new = given["x"], []
+    for k in range(7):
+        drive = given[f"p{k}"] * given[f"s{k}"] + (1 - given[f"p{k}"]) * drive
+        new.append(drive)
+    soft = torch.sigmoid(given["p7"] * (new[-1] - given["p8"]))
+    spike = soft + (torch.round(soft) - soft).detach()
+    new[0] = new[0] - spike * given["p8"] * given["p9"]
+    new[-1] = new[-1] * (1 - torch.sigmoid(new[1] * 4))
+    return [spike, *new]
+
+
+STEPS = {
+    "lif": (hard_lif, ["v"], ["alpha", "theta"]),
+    "seven": (seven, [f"s{k}" for k in range(7)], [f"p{k}" for k in range(10)]),
+}
+
+
+def make_kernel(name: str, dtype: torch.dtype = F32):
+    step, states, parameters = STEPS[name]
+    return build(step, states, parameters, parameters, dtype, backend="triton", device="cuda")
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("name", STEPS)
+def test_whole_kernels_contract_nothing_and_spill_nothing(name, arch, tmp_path):
+    kernel = make_kernel(name)
+    for direction in ("forward", "backward"):
+        ptx = compiled(kernel, direction, arch, null=tuple(f"record_{s}" for s in kernel.states))
+        found = owned(instructions(ptx))
+        assert not {key for key in found if "full" in key}
+        exps = found.get("ex2.approx.ftz.f32", 0)
+        assert {key for key in found if "approx" in key or "ftz" in key} <= {"ex2.approx.ftz.f32"}
+        assert found.get("fma", 0) == 4 * exps
+        assert (exps > 0) == (name == "seven")
+        assert ".local" not in ptx.split(".entry")[1]
+        registers, spilled = ptxas(ptx, arch, tmp_path)
+        assert spilled == 0
+        assert registers <= (80 if name == "lif" else 168)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_many_elements_of_one_state_are_read_and_written_in_vectors(dtype):
+    ptx = compiled(make_kernel("lif", dtype), "forward", 90, null=("saved_v", "record_v"))
+    wide = "v4.b32" if dtype is F32 else "v2.b64"
+    assert f"ld.global.{wide}" in ptx
+    assert f"st.global.{wide}" in ptx
+
+
+def test_fewer_steps_are_kept_for_more_states():
+    kept = [unroll(states, F32) for states in (1, 2, 3, 8, 9, 16, 17)]
+    assert kept == [8, 8, 4, 4, 2, 2, 1]
+    for states in range(20):
+        for dtype in (F32, F64):
+            assert chunk(states) % unroll(states, dtype) == 0
+            assert states / chunk(states) <= 20 / 16
+            for elements in (1, 2**19, 2**24):
+                plan = launch_triton.geometry("forward", states, dtype, elements, elements)
+                ahead = dict(plan.constants)["AHEAD"]
+                assert chunk(states) % ahead == 0 or ahead % chunk(states) == 0
+
+
+# ---- the launch ------------------------------------------------------------------------------------------------------
+
+
+class Driver:
+    """Triton's view of a GPU: compiles for it, and keeps what would have been launched."""
+
+    class utils:
+        @staticmethod
+        def get_device_properties(device):
+            return {"max_shared_mem": 2**17, "multiprocessor_count": 132, "max_num_regs": 2**16, "warpSize": 32}
+
+    def __init__(self):
+        self.loaded, self.launched = 0, []
+        self.utils.load_binary = self.load_binary
+
+    def load_binary(self, *_):
+        self.loaded += 1
+        return "module", 1, 32, 0, 1024
+
+    def launcher_cls(self, source, metadata):
+        return lambda *given: self.launched.append(given[:4])
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 77
+
+    def get_current_target(self):
+        return triton.backends.compiler.GPUTarget("cuda", 90, 32)
+
+
+def numbers(kernel, time_dim: int, T: int, B: int, N: int, parameter: tuple[int, int]) -> dict[str, int]:
+    """The integers of a call; `parameter`: the strides for b and n of every parameter."""
+    n, b = (B * N, 1) if time_dim == 0 else (N, B)
+    strides = {"x_t": n, "x_b": 0 if time_dim == 0 else T * N}
+    found = {"T": T, "B": b, "N": n, **strides, "y_t": strides["x_t"], "y_b": strides["x_b"]}
+    for name in kernel.parameters:
+        found |= {f"{name}_b": parameter[0], f"{name}_n": parameter[1]}
+    return found
+
+
+def test_one_compilation_serves_every_length_and_layout(monkeypatch):
+    driver = Driver()
+    monkeypatch.setattr(triton.runtime.driver, "_active", driver)
+    kernel = make_kernel("lif")
+    tensors = {
+        name: torch.zeros(64) for layout in (kernel.forward_layout, kernel.backward_layout) for name in layout.pointers
+    }
+    tensors["record_v"] = None
+    for direction, layout in (("forward", kernel.forward_layout), ("backward", kernel.backward_layout)):
+        before = driver.loaded
+        for T, B, time_dim, parameter in (
+            (1, 1, 0, (0, 0)),
+            (16, 2, 0, (0, 1)),
+            (17, 3, 1, (0, 1)),
+            (40, 3, 1, (512, 1)),
+        ):
+            kernel.call(direction, layout, tensors, numbers(kernel, time_dim, T, B, 512, parameter))
+            assert driver.launched[-1] == (4 * B, 1, 1, 77)
+        assert driver.loaded == before + 1
+        # Rows that are no multiple of 16 elements are another kernel, one for all of them.
+        for T, N in ((1, 513), (40, 513), (16, 701)):
+            kernel.call(direction, layout, tensors, numbers(kernel, 1, T, 2, N, (0, 1)))
+        assert driver.loaded == before + 2
+        kernel.call(direction, layout, tensors, numbers(kernel, 1, 5, 0, 512, (0, 1)))
+        assert driver.launched[-1] == (2 * 6, 1, 1, 77)
+    kernel.call("forward", kernel.forward_layout, tensors, numbers(kernel, 1, 3, 2**17, 1, (0, 1)))
+    assert driver.launched[-1] == (2**17, 1, 1, 77)
+
+
+# ---- source and refusals ---------------------------------------------------------------------------------------------
+
+
+def test_source_is_deterministic_and_readable():
+    text = tt.fused.source(make_layer(), "triton", backward=True)
+    assert text == tt.fused.source(make_layer(), "triton", backward=True)
+    assert [name for name in ("step", "vjp", "forward", "backward") if f"def {name}(" in text] == re.findall(
+        r"^def (\w+)\(", text, re.MULTILINE
+    )
+    assert "def vjp(" not in tt.fused.source(make_layer(), "triton")
+    assert "libdevice.exp" in text
+    assert "tl.float64" in tt.fused.source(make_layer(), "triton", backward=True, dtype=F64)
+
+
+def test_division_by_a_number_is_what_eager_torch_does_on_the_device():
+    node = Node("div", (X, 10.0), F32)
+    made = Graph((("x", F32),), (node,), (("output", Ref(1)),))
+    assert Body(made, {"x": "x"}, "cuda").lines == ["v0 = x * 0.10000000149011612"]
+    assert Body(made, {"x": "x"}, "cpu").lines == ["v0 = tl.div_rn(x, tl.full(x.shape, 10.0, tl.float32))"]
+    made = Graph((("x", F64),), (Node("div", (X, 10.0), F64),), (("output", Ref(1)),))
+    assert Body(made, {"x": "x"}, "cuda").lines == ["v0 = x * 0.1"]
+    with pytest.raises(ValueError, match="xpu"):
+        Body(made, {"x": "x"}, "xpu")
+
+
+@pytest.mark.parametrize(
+    ("word", "node"),
+    [
+        ("sine", Node("sine", (X,), F32)),
+        (r"pow with the exponent 2\.5", Node("pow", (X, 2.5), F32)),
+        ("pow with the exponent a tensor", Node("pow", (X, X), F32)),
+        (r"cast on torch\.int64", Node("cast", (X,), torch.int64)),
+        (r"add on torch\.bool", Node("add", (Ref(1), Ref(1)), BOOL)),
+    ],
+)
+def test_what_cannot_be_rendered_is_refused_by_name(word, node):
+    made = Graph((("x", F32), ("c", BOOL)), (node,), (("output", Ref(2)),))
+    with pytest.raises(graph.GraphError, match=word):
+        Body(made, {"x": "x", "c": "c"}, "cuda")
+
+
+def test_paths_of_parameters_are_made_names():
+    step = lambda given: [given["x"] * given["a.b"] + given["a_b"], given["v"]]  # noqa: E731
+    text = build(step, ["v"], ["a.b", "a_b"], ["a.b"], F32, backend="triton", device="cuda").source
+    assert "p_a_b = " in text
+    compile(text, "source", "exec")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_backend_is_refused():
+    with pytest.raises(tt.fused.BackendError, match=r"triton.*CUDA GPU.*'cpu' or 'eager'"), tt.backend("triton"):
+        pass
+
+
+def test_without_triton_the_source_is_there_and_the_backend_refused():
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import tracetorch as tt\n"
+        "print('def backward(' in tt.fused.source(tt.snn.LI(4), 'triton', backward=True))\n"
+        "try:\n    tt.backend('triton').__enter__()\n"
+        "except tt.fused.BackendError as error: print(error)"
+    )
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("True\nthe triton backend needs Triton"), done.stdout
+
+
+def test_importing_tracetorch_does_not_load_triton():
+    assert python("-c", "import sys, tracetorch; sys.exit('triton' in sys.modules)").returncode == 0

@@ -1,0 +1,302 @@
+"""Generated Triton kernels in Triton's interpreter, on CPU tensors: run by test_triton.py, with TRITON_INTERPRET=1 set.
+
+The interpreter proves the structure (loops, layouts, tails, recomputation) and the choice of operations; not their
+rounding on a GPU, which test_triton.py reads in the PTX.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import itertools
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import tracetorch as tt
+from tracetorch.fused import graph
+from tracetorch.fused.graph import OPS, Graph, Node, Ref
+from tracetorch.fused.launch_triton import geometry
+from tracetorch.fused.launch_triton import kernel as triton_kernel
+from tracetorch.fused.scan import build, scan
+from tracetorch.fused.trace import Traced
+
+assert os.environ.get("TRITON_INTERPRET") == "1", "run through test_triton.py"
+
+_spec = importlib.util.spec_from_file_location("fused_tests", Path(__file__).with_name("test_fused.py"))
+fused_tests = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(fused_tests)
+assert_bits, random_step, loop = fused_tests.assert_bits, fused_tests.random_step, fused_tests.loop
+ROUNDED, make_layer = fused_tests.ROUNDED, fused_tests.make_layer
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+# Every T with every N; B is 1 and 3 with each of them. Two layouts each.
+SHAPES = [(T, 1 + 2 * ((i + k) % 2), N) for i, T in enumerate((1, 17, 40)) for k, N in enumerate((1, 7, 513))]
+
+
+def normals(seed: int, dtype: torch.dtype):
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *shape: torch.randn(shape, generator=generator, dtype=dtype)
+
+
+# ---- whole sequences -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(18))
+def test_kernel_is_eager_and_the_c_kernel_on_random_steps(seed):
+    T, B, N = SHAPES[seed % 9]
+    time_dim, dtype = seed // 9, torch.float64 if seed % 5 == 0 else torch.float32
+    count = [1, 2, 1, 3][seed % 4]
+    states, parameters = [f"s{k}" for k in range(count)], [f"p{k}" for k in range(count)]
+    step, normal = random_step(seed, states, parameters), normals(seed, dtype)
+    shapes = itertools.cycle([(), (N,), (B, N)])
+    learned = parameters[: 1 + seed % 3]
+    xs = normal(*((T, B, N) if time_dim == 0 else (B, T, N))).requires_grad_()
+    first = [normal(B, N).requires_grad_() for _ in states]
+    values = {name: normal(*next(shapes)).requires_grad_(name in learned) for name in parameters}
+    leaves = [xs, *first, *(values[name] for name in learned)]
+    ys, last = loop(step, xs, time_dim, first, states, values)
+    cotangents = [normal(*y.shape) for y in (ys, *last)]
+    expected = torch.autograd.grad([ys, *last], leaves, cotangents, allow_unused=True, materialize_grads=True)
+    found = {}
+    for backend in ("triton", "cpu"):
+        kernel = build(step, states, parameters, learned, dtype, backend=backend)
+        ours, our_last, _ = scan(kernel, xs, time_dim, first, list(values.values()))
+        for a, b in zip((ours, *our_last), (ys, *last), strict=True):
+            assert_bits(a, b)
+        found[backend] = torch.autograd.grad([ours, *our_last], leaves, cotangents)
+    for a, b, c in zip(found["triton"], found["cpu"], expected, strict=True):
+        assert torch.isfinite(a).all()
+        assert_bits(a.reshape(-1), b.reshape(-1))
+        scale = float(c.abs().max()) or 1.0
+        assert float((a - c).abs().max()) <= (1e-5 if dtype is torch.float32 else 1e-13) * scale
+
+
+@pytest.mark.parametrize(("count", "T"), [(7, 19), (10, 35), (18, 18)])
+def test_many_states_are_replayed_from_fewer_saved_ones(count, T):
+    states, parameters = [f"s{k}" for k in range(count)], [f"p{k}" for k in range(count)]
+    step, normal = random_step(count, states, parameters), normals(count, torch.float32)
+    xs = normal(T, 2, 5).requires_grad_()
+    first, values = [normal(2, 5) for _ in states], [normal(5).requires_grad_() for _ in parameters]
+    found = []
+    for backend in ("triton", "cpu"):
+        kernel = build(step, states, parameters, parameters, torch.float32, backend=backend)
+        ys, _, _ = scan(kernel, xs, 0, first, values)
+        found.append([ys, *torch.autograd.grad(ys.sum(), [xs, *values])])
+    for a, b in zip(*found, strict=True):
+        assert_bits(a, b)
+
+
+@pytest.mark.parametrize("time_dim", [0, 1])
+@pytest.mark.parametrize(("T", "B", "N"), [(1, 1, 1), (40, 3, 7), (17, 1, 513)])
+def test_layer_unrolls_through_the_kernel(time_dim, T, B, N):
+    eager = make_layer(N)
+    fused = copy.deepcopy(eager)
+    xs = torch.randn((T, B, N) if time_dim == 0 else (B, T, N)) * 0.5 + 0.4
+    expected = eager.unroll(xs, time_dim)
+    with tt.backend("triton"):
+        given = fused.unroll(xs, time_dim)
+    assert T == 1 or expected.sum() > 0
+    assert_bits(given, expected)
+    assert_bits(fused.mem, eager.mem)
+    weights = torch.randn_like(expected)
+    (expected * weights).sum().backward()
+    (given * weights).sum().backward()
+    for a, b in zip(fused.parameters(), eager.parameters(), strict=True):
+        assert float((a.grad - b.grad).abs().max()) <= 1e-5 * float(b.grad.abs().max())
+
+
+@pytest.mark.parametrize(("dtype", "ahead", "N"), [(torch.float32, 4, 2**20), (torch.float64, 8, 2**18)])
+def test_more_elements_are_run_with_fewer_rows_ahead(dtype, ahead, N):
+    step, normal = random_step(5, ["v"], ["p"]), normals(5, dtype)
+    xs, first, values = normal(11, 1, N).requires_grad_(), [normal(1, N)], [normal(N)]
+    plan = geometry("forward", 1, dtype, N, N)
+    assert dict(plan.constants)["AHEAD"] == ahead
+    found = []
+    for backend in ("triton", "cpu"):
+        kernel = build(step, ["v"], ["p"], [], dtype, backend=backend)
+        ys, last, _ = scan(kernel, xs, 0, first, values)
+        found.append([ys, *last, *torch.autograd.grad(ys.sum() + last[0].sum(), [xs])])
+    for a, b in zip(*found, strict=True):
+        assert_bits(a, b)
+
+
+def test_states_after_every_step_are_recorded():
+    step, normal = random_step(3, ["v", "i"], ["p", "q"]), normals(3, torch.float32)
+    kernel = build(step, ["v", "i"], ["p", "q"], [], torch.float32, backend="triton")
+    for time_dim in (0, 1):
+        xs, first, values = normal(3, 19, 7), [normal(3, 7), normal(3, 7)], [normal(7), normal()]
+        if time_dim == 0:
+            xs = xs.transpose(0, 1)
+        with torch.no_grad():
+            _, last, recorded = scan(kernel, xs, time_dim, first, values, record=True)
+        names = {"p": values[0], "q": values[1]}
+        for t in range(19):
+            _, first = loop(step, xs.narrow(time_dim, t, 1), time_dim, first, ["v", "i"], names)
+            for a, b in zip(recorded, first, strict=True):
+                assert_bits(a.select(time_dim, t), b)
+        for a, b in zip(last, first, strict=True):
+            assert_bits(a, b)
+
+
+def test_chunks_compose_to_the_whole():
+    whole, parts = make_layer(7), make_layer(7)
+    xs = torch.rand(30, 3, 7, requires_grad=True)
+    with tt.backend("triton"):
+        a = whole.unroll(xs)
+        b = torch.cat([parts.unroll(xs[:13]), parts.unroll(xs[13:])])
+    assert_bits(a, b)
+    weights = torch.randn_like(a)
+    for_a = torch.autograd.grad((a * weights).sum(), [xs, *whole.parameters()])
+    for_b = torch.autograd.grad((b * weights).sum(), [xs, *parts.parameters()])
+    assert_bits(for_a[0], for_b[0])
+    for p, q in zip(for_a[1:], for_b[1:], strict=True):
+        assert float((p - q).abs().max()) <= 1e-6 * float(p.abs().max())
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 7), (4, 0, 7)])
+def test_empty_sequences(shape):
+    layer = make_layer(7)
+    xs = torch.rand(shape, requires_grad=True)
+    with tt.backend("triton"):
+        ys = layer.unroll(xs)
+    assert ys.shape == shape
+    (gradient,) = torch.autograd.grad(ys.sum() + layer.mem.sum(), [xs], allow_unused=True)
+    assert gradient is None or gradient.shape == shape
+
+
+def test_only_the_initial_state_wants_a_gradient():
+    kernel = build(
+        lambda given: [given["v"], 0.5 * given["v"] + given["x"]], ["v"], [], [], torch.float32, True, "triton"
+    )
+    first = torch.ones(2, 7, requires_grad=True)
+    ys, _, _ = scan(kernel, torch.ones(11, 2, 7), 0, [first], [])
+    (gradient,) = torch.autograd.grad(ys.sum(), [first])
+    assert_bits(gradient, torch.full((2, 7), 2.0 - 0.5**10))
+
+
+def test_another_dtype_or_backend_is_refused():
+    layer = make_layer(7)
+    with tt.backend("triton"), pytest.raises(tt.fused.FuseError, match="float16"):
+        layer.unroll(torch.rand(3, 2, 7).half())
+    with tt.backend("triton"), pytest.raises(tt.fused.FuseError, match=r"is torch\.float32"):
+        layer.unroll(torch.rand(3, 2, 7).double())
+
+
+def test_offsets_past_two_to_the_31(tmp_path):
+    far = 2**31 + 64
+    kernel = build(lambda given: [given["x"] + given["v"], given["x"]], ["v"], [], [], torch.float32, False, "triton")
+    # Sparse files: only the touched pages exist.
+    x, y = (torch.from_numpy(np.memmap(tmp_path / name, np.float32, "w+", shape=(far + 7,))) for name in "xy")
+    x[:7], x[far:] = torch.arange(7.0), torch.arange(7.0) * 10
+    tensors = {"x": x, "y": y, "first_v": torch.zeros(7), "last_v": torch.zeros(7), "saved_v": None, "record_v": None}
+    for sizes in ({"T": 2, "B": 1, "x_t": far, "x_b": 0}, {"T": 1, "B": 2, "x_t": 0, "x_b": far}):
+        y[far:] = 0
+        tensors["first_v"] = torch.zeros(14)
+        tensors["last_v"] = torch.zeros(14)
+        numbers = {**sizes, "N": 7, "y_t": sizes["x_t"], "y_b": sizes["x_b"]}
+        kernel.call("forward", kernel.forward_layout, tensors, numbers)
+        assert_bits(y[far:], x[far:] + (x[:7] if sizes["T"] == 2 else 0))
+
+
+# ---- one operation at a time -----------------------------------------------------------------------------------------
+
+X, V = Ref(0), Ref(1)
+EXACT = {
+    **{
+        name: [(X,)] for name in ("neg", "abs", "sign", "reciprocal", "sqrt", "floor", "ceil", "trunc", "round", "relu")
+    },
+    **{name: [(X, V), (X, 0.3), (0.3, X), (X, -0.0)] for name in ("add", "sub", "mul", "div")},
+    **{name: [(X, V), (X, 0.3), (X, -0.0)] for name in ("minimum", "maximum")},
+    **{name: [(X, V), (X, 0.5), (X, float("inf")), (X, True)] for name in ("gt", "ge", "lt", "le", "eq", "ne")},
+    **{name: [(X, V)] for name in ("and", "or")},
+    "not": [(X,)],
+    "pow": [(X, exponent) for exponent in (1, 2, 3, 0.5, -1, -2)],
+    "sigmoid_backward": [(X, V)],
+    "threshold_backward": [(X, V, 0), (X, V, 0.3)],
+    "where": [(Ref(2), X, V), (Ref(2), 0.1, X), (Ref(2), X, -0.0), (Ref(2), 0.5, float("nan"))],
+    "cast": [(X,), (Ref(2),)],
+    "full_like": [(0.1, X), (-0.0, X), (float("-inf"), X), (float("nan"), X)],
+}
+TWO_ULP = {"exp", "log", "sigmoid", "tanh"}
+# The interpreter rounds twice; that a GPU rounds once is read in the PTX.
+FUSED = {
+    "add_scaled": lambda a, b, c: a + b * c,
+    "sub_scaled": lambda a, b, c: a - b * c,
+    "tanh_backward": lambda g, t: g * (1 - t * t),
+}
+
+
+def run_node(node: Node, inputs: dict[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    """A node on inputs x and v, and `Ref(2)`: x > v."""
+    condition = Node("gt", (X, V), torch.bool)
+    made = Graph((("x", dtype), ("v", dtype)), (condition, node), (("output", Ref(3)), ("v'", V)))
+    graph.verify(made)
+    kernel = triton_kernel(Traced(made, None), ("v",), (), (), dtype, node.dtype, "cpu")
+    return scan(kernel, inputs["x"][None], 0, [inputs["v"]], [])[0][0]
+
+
+def grid(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Every pair of values that matter, special ones and halves among them."""
+    tiny = 1e-45 if dtype is torch.float32 else 5e-324
+    special = [0.0, -0.0, float("nan"), float("inf"), -float("inf"), tiny, -tiny, 3e38, 0.5, -0.5, 1.5, -2.5, 2.0**24]
+    values = torch.tensor(
+        [*special, *torch.randn(19, generator=torch.Generator().manual_seed(0)).tolist()], dtype=dtype
+    )
+    n = len(values)
+    return {"x": values.repeat(n).reshape(1, -1), "v": values.repeat_interleave(n).reshape(1, -1)}
+
+
+def test_every_operation_is_tried():
+    assert set(EXACT) | TWO_ULP | set(FUSED) == set(OPS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("op", "args"), [(op, args) for op, every in EXACT.items() for args in every])
+def test_exact_operations_are_torch_bitwise(op, args, dtype):
+    result = torch.bool if OPS[op].result == "bool" else dtype
+    node = Node(op, args, torch.bool if op == "cast" and args == (X,) else result)
+    inputs = grid(dtype)
+    condition = {**inputs, "c": inputs["x"] > inputs["v"]}
+    made = Graph((("x", dtype), ("v", dtype), ("c", torch.bool)), (node,), (("output", Ref(3)),))
+    expected = graph.evaluate(made, condition)["output"]
+    if op == "sqrt" or (op == "pow" and args[1] == 0.5):
+        # torch's own float32 sqrt on the CPU is not correctly rounded where it calls MKL; the kernel's is.
+        expected = inputs["x"].double().sqrt().to(dtype)
+    given = run_node(node, inputs, dtype)
+    assert given.dtype is expected.dtype
+    assert torch.equal(given.isnan(), expected.isnan())
+    kept = ~expected.isnan()
+    if args == (X, V) and op in ("minimum", "maximum"):
+        # Of +0 and -0 torch takes the first or the second, by their place in the tensor.
+        kept &= (inputs["x"] != 0) | (inputs["v"] != 0)
+        assert torch.equal(given[~kept & ~expected.isnan()].abs(), torch.zeros(4, dtype=dtype))
+    if kept.any():
+        assert_bits(given[kept], expected[kept])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("op", sorted(FUSED))
+def test_fused_operations_have_their_operands_in_place(op, dtype):
+    inputs = {name: torch.randn(1, 500, dtype=dtype) for name in ("x", "v")}
+    for scale in (0.3, -2.0):
+        scales = [scale] if OPS[op].arity == 3 else []
+        given = run_node(Node(op, (X, V, *scales), dtype), inputs, dtype)
+        assert_bits(given, FUSED[op](*inputs.values(), *(torch.tensor(c, dtype=dtype) for c in scales)))
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounded_functions_are_within_two_ulp_of_torch(name, dtype):
+    xs = torch.cat([torch.linspace(-110, 110, 9001, dtype=dtype), torch.randn(9001, dtype=dtype) * 3])[None, None]
+    kernel = build(lambda given: [ROUNDED[name](given["x"]), given["v"]], ["v"], [], [], dtype, False, "triton")
+    ours = scan(kernel, xs, 0, [xs[0]], [])[0][0].numpy()
+    truth = ROUNDED[name](xs[0]).numpy()
+    ulp = np.spacing(np.minimum(np.abs(truth), np.finfo(truth.dtype).max / 2))
+    with np.errstate(invalid="ignore"):
+        distance = np.where(ours == truth, 0, np.abs(ours - truth) / ulp)
+    assert np.nanmax(distance) <= 2
+    assert (np.isnan(ours) == np.isnan(truth)).all()

@@ -16,7 +16,7 @@ import tracetorch as tt
 from benchmarks.measure import medians, quiet, require_same, table
 from tracetorch.functional import heaviside
 from tracetorch.functional.surrogates import Surrogate
-from tracetorch.fused.scan import Kernel, _shape, build
+from tracetorch.fused.scan import Kernel, build, geometry
 
 PASSES = {"forward": 1.0, "forward+backward": 2.5}
 SWEEP = [(4, 64, 16384), (10, 64, 4096), (100, 16, 16384), (100, 64, 512), (1000, 16, 1024), (10_000, 4, 512)]
@@ -56,7 +56,7 @@ class Given:
         self.tensors: dict[str, Any] = {"x": self.x, "y": self.y, "d_x": self.d_x, "d_y": self.d_y, "beta": self.beta}
         self.tensors |= {f"{name}_mem": state.clone() for name in ("first", "last", "d_first", "d_last")}
         self.tensors |= {"saved_mem": state.new_zeros(chunks, batch, neurons), "record_mem": None}
-        self.numbers = _shape(self.x, 0).numbers({"beta": self.beta})
+        self.numbers = geometry(self.x, 0).numbers({"beta": self.beta})
 
     def forward(self, save: bool = False) -> None:
         """All steps; with `save`, the states that the backward pass needs."""

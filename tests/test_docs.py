@@ -31,7 +31,10 @@ from tracetorch.functional import round_ste
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-EXECUTED = [ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md", ROOT / "docs" / "engine.md"]
+EXECUTED = [
+    ROOT / "CONTRIBUTING.md",
+    *(ROOT / "docs" / name for name in ("architecture.md", "engine.md", "choosing-a-layer.md", "single-neuron.md")),
+]
 
 Row = dict[str, str]
 

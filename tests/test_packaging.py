@@ -88,7 +88,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert info.metadata["Requires-Python"] == ">=3.10"
     requirements = info.requires or []
     assert {line for line in requirements if "extra" not in line} == {"torch>=2.6", "numpy"}
-    extras = {"sinabs", "snntorch", "spikingjelly", "norse", "brainpy", "nir", "demo", "report", "all", "dev"}
+    extras = {"sinabs", "snntorch", "spikingjelly", "norse", "brainpy", "nir", "triton", "demo", "report", "all", "dev"}
     assert set(info.metadata.get_all("Provides-Extra") or []) == extras
     for framework in ("spikingjelly", "brainpy"):
         lines = [line for line in requirements if f'extra == "{framework}"' in line]
@@ -99,8 +99,9 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
 
 
 USE = """
-import importlib, json, pkgutil, sys
+import importlib, json, pkgutil, sys, warnings
 sys.modules["samna"] = None
+warnings.filterwarnings("ignore", ".torch.jit.script. is deprecated")  # norse 1.1.0, as in pyproject.toml
 import tracetorch
 for module in pkgutil.walk_packages(tracetorch.__path__, "tracetorch."):
     try:

@@ -16,6 +16,7 @@ from torch import nn
 
 import tracetorch as tt
 from tracetorch.core.storable import CLASSES
+from tracetorch.snn.leaky import LAYERS
 
 GOLDEN = pathlib.Path(__file__).parent / "data" / "network_v1.tt"
 
@@ -108,6 +109,9 @@ EXAMPLES = {
     "torch.nn.Sequential": (nn.Sequential(nn.Tanh(), nn.Sequential()), X1),
     "tracetorch.Sequential": (tt.Sequential(nn.Sequential(nn.Tanh())), X1),
     "tracetorch.functional.round_ste": (tt.functional.round_ste(0.3), X1),
+    "tracetorch.functional.stochastic_round_ste": (tt.functional.stochastic_round_ste(0.3), X1),
+    "tracetorch.functional.probabilistic_ste": (nn.Sequential(nn.Sigmoid(), tt.functional.probabilistic_ste()), X1),
+    **{f"tracetorch.snn.{cls.__name__}": (cls(4, dim=1), X1) for cls in LAYERS},
     "tracetorch.snn.LI": (tt.snn.LI(4, beta=[0.1, 0.2, 0.3, 0.4], dim=1, learn_beta=False), X1),
     "tracetorch.snn.LIB": (LIB, X1),
     "tracetorch.snn.SpecNeuron": (tt.snn.SpecNeuron(leaky_spec([0.5] * 9)), X1),

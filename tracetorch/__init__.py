@@ -1,54 +1,69 @@
 """traceTorch: spiking networks, portable between frameworks, with proof of what stayed the same.
 
-`import tracetorch as tt` needs torch and numpy alone. `tt.convert` forwards to `tracetorch.adapters`, which imports a
-framework only once its layers are in hand.
+`import tracetorch as tt` needs torch and numpy alone. `tt.convert` and `tt.fuse` forward to `tracetorch.adapters`,
+which imports a framework only once its layers are in hand.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tracetorch import functional, fused, snn
+from tracetorch import functional, fused, nn, plot, snn
 from tracetorch.core import (
+    Layer,
     Model,
     NeuronSpec,
     Parameter,
     Sequential,
     SpecError,
+    TTcompile,
+    TTdecompile,
+    UnrollWarning,
     detach_states,
     load_states,
     reset_states,
     save_states,
     unroll,
+    zero_states,
 )
+from tracetorch.core.checkpoint import checkpoint
 from tracetorch.core.storage import FileError, load, save
 from tracetorch.fused import backend
 
 if TYPE_CHECKING:
-    from tracetorch.adapters import convert
+    from tracetorch.adapters import convert, fuse
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "FileError",
+    "Layer",
     "Model",
     "NeuronSpec",
     "Parameter",
     "Sequential",
     "SpecError",
+    "TTcompile",
+    "TTdecompile",
+    "UnrollWarning",
     "__version__",
     "backend",
+    "checkpoint",
     "convert",
     "detach_states",
     "functional",
+    "fuse",
     "fused",
     "load",
     "load_states",
+    "nn",
+    "plot",
     "reset_states",
     "save",
     "save_states",
     "snn",
     "unroll",
+    "zero_states",
 ]
 
 
@@ -57,4 +72,8 @@ def __getattr__(name: str) -> Any:
         from tracetorch.adapters import convert
 
         return convert
+    if name == "fuse":
+        from tracetorch.adapters import fuse
+
+        return fuse
     raise AttributeError(f"module 'tracetorch' has no attribute {name!r}")

@@ -8,8 +8,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from tracetorch.core import recomputation
 from tracetorch.core.raw import from_raw, to_raw
-from tracetorch.fused import executor
+from tracetorch.core.trail import Trail, refuse_spent
 from tracetorch.fused import layers as fused_layers
 
 Value = float | Sequence[float] | Tensor
@@ -45,6 +46,9 @@ class Layer(nn.Module):
         self.dim = dim
         self.raw_forms: dict[str, str] = {}
         self.state_names: tuple[str, ...] = ()
+        # The parameters' values, between `TTcompile` and `TTdecompile`.
+        self.baked: dict[str, Tensor] = {}
+        self.trail = Trail()
         # Of the engine: what stands for the parameters' values while a step is traced; the kernels built so far.
         self.overrides: dict[str, Tensor] = {}
         self.kernels: dict[Any, Any] = {}
@@ -107,7 +111,33 @@ class Layer(nn.Module):
         """A parameter's value in the equations, computed from its raw tensor."""
         if name in self.overrides:
             return self.overrides[name]
+        if name in self.baked:
+            return self.baked[name]
         return from_raw(self.raw_forms[name], cast(Tensor, getattr(self, self.raw_attribute(name))))
+
+    def TTcompile(self) -> None:
+        """Bake the constrained parameters, for inference: each is computed once, and no longer in every step.
+
+        The raw tensors stay and get no gradients. `load_state_dict` and `.to()` bake anew; after any other change of a
+        raw tensor, such as an optimizer's step, call `TTcompile` again.
+        """
+        self.baked = {}
+        self.baked = {name: self.value(name).detach().clone() for name in self.raw_forms}
+
+    def TTdecompile(self) -> None:
+        """Back to parameters that are computed from their raw tensors in every step, and trained."""
+        self.baked = {}
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        module = super()._apply(*args, **kwargs)
+        if self.baked:
+            self.TTcompile()
+        return module
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if self.baked:
+            self.TTcompile()
 
     # ---- running -------------------------------------------------------------------------------------------------
 
@@ -118,6 +148,8 @@ class Layer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """One time step. x: [B, ...] with `num_neurons` at `dim`; returns the output of the same shape."""
         self.check_input(x)
+        recomputation.refuse(type(self).__name__)
+        self._follow_states()
         states = [self.state(name, x) for name in self.state_names]
         if self.num_neurons is not None and x.ndim > 1:
             x, *states = (tensor.movedim(self.dim, -1) for tensor in (x, *states))
@@ -132,18 +164,28 @@ class Layer(nn.Module):
             results = tuple(tensor.movedim(-1, self.dim) for tensor in results)
         for name, state in zip(self.state_names, results[1:], strict=True):
             setattr(self, name, state)
-        return results[0]
+        return self._followed(results[0])
 
     def unroll(self, xs: Tensor, time_dim: int = 0) -> Tensor:
         """The whole sequence. xs: [T, B, ...] (`time_dim=0`) or [B, T, ...] (`time_dim=1`); same shape back.
 
         The states carry on from before and are left as after the last step. T = 0 changes nothing. Inside `with
-        tt.backend("cpu")` all steps run as one compiled kernel.
+        tt.backend("cpu")` or `tt.backend("triton")` all steps run as one compiled kernel.
         """
-        if executor.current() == "cpu":
-            return fused_layers.unroll(self, xs, time_dim)[0]
+        recomputation.refuse(type(self).__name__)
+        self._follow_states()
+        fused = fused_layers.attempt(self, xs, time_dim)
+        if fused is not None:
+            return self._followed(fused)
         outputs, _ = self.trace(xs, time_dim, states=())
         return outputs
+
+    def kernel_name(self, dtype: str, backward: bool, device: str) -> str:
+        """Of the engine, under `torch.compile`: the library's name of this layer's kernel, or "" for the step loop."""
+        return fused_layers.handle(self, getattr(torch, dtype), backward, device)
+
+    # What `torch.compiler.assume_constant_result` does (torch 2.6 to 2.13), which would import torch._dynamo: 1 s.
+    kernel_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def trace(
         self, xs: Tensor, time_dim: int = 0, states: Sequence[str] | None = None
@@ -187,6 +229,20 @@ class Layer(nn.Module):
                 f"input has {list(x.shape)}; call reset_states() before another batch size or shape"
             )
         return state
+
+    def _follow_states(self) -> None:
+        """Before a call: a state whose graph is freed says so when backward reaches it a second time."""
+        if not torch.compiler.is_compiling() and self.trail.passed:
+            look = self.trail.renew() and torch.is_grad_enabled()
+            for name in self.state_names:
+                state = getattr(self, name)
+                if state is not None and look:
+                    refuse_spent(type(self).__name__, name, state)
+
+    def _followed(self, output: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            self.trail.follow(output)
+        return output
 
     # ---- states --------------------------------------------------------------------------------------------------
 
@@ -236,7 +292,7 @@ class Layer(nn.Module):
             if buffers[name] is not None:
                 buffers[name] = buffers[name].detach()
         attributes["_buffers"] = buffers
-        attributes["kernels"], attributes["overrides"] = {}, {}
+        attributes["kernels"], attributes["overrides"], attributes["trail"] = {}, {}, Trail()
         return attributes
 
     def extra_repr(self) -> str:

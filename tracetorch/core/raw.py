@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 # Each with the operations of the framework that has it: sinabs `torch.exp(-1.0 / tau)`, snnTorch `beta.clamp(0, 1)`.
-# The raw forms of frameworks without an adapter here yet have no entry; asking for one is an error by name.
-_RAW: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
-    {
-        "value": lambda raw: raw,
-        "clamped": lambda raw: raw.clamp(0, 1),
-        "exp_tau": lambda raw: torch.exp(-1.0 / raw),
-        "sigmoid": torch.sigmoid,
-        "softplus": F.softplus,
-    }
-)
+# The raw forms of frameworks without an adapter here yet have no entry; asking for one is an error by name. Plain
+# dictionaries: torch.compile does not look into a read-only view of one.
+_RAW: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "value": lambda raw: raw,
+    "clamped": lambda raw: raw.clamp(0, 1),
+    "exp_tau": lambda raw: torch.exp(-1.0 / raw),
+    "sigmoid": torch.sigmoid,
+    "softplus": F.softplus,
+}
 
 
-_INVERSE: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
-    {
-        "value": lambda value: value,
-        "clamped": lambda value: value,
-        "exp_tau": lambda value: -1.0 / torch.log(value),
-        "sigmoid": torch.logit,
-        "softplus": lambda value: value + torch.log(-torch.expm1(-value)),
-    }
-)
+_INVERSE: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "value": lambda value: value,
+    "clamped": lambda value: value,
+    "exp_tau": lambda value: -1.0 / torch.log(value),
+    "sigmoid": torch.logit,
+    "softplus": lambda value: value + torch.log(-torch.expm1(-value)),
+}
 
 
 COMPUTED = tuple(_RAW)

@@ -28,7 +28,7 @@ def refuse(layer: str) -> None:
     which the innermost can be read. Reentrant checkpointing runs the forward without gradients and cannot be told from
     any other such run. Goes when torch says it.
     """
-    if _RESTORED.get() or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or _RESTORED.get():
         return
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
     if hooks is not None and getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint":

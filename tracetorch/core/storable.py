@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from tracetorch.core.model import Sequential
 from tracetorch.core.spec import NeuronSpec, Parameter, SpecError
 from tracetorch.core.topology import FileError, ModuleRecord, check_fields
-from tracetorch.functional.quantizers import round_ste
+from tracetorch.functional.quantizers import probabilistic_ste, round_ste, stochastic_round_ste
 from tracetorch.functional.spikes import sigmoid4x
-from tracetorch.snn.leaky import LI, LIB
+from tracetorch.snn.leaky import LAYERS
 from tracetorch.snn.spec_neuron import SpecNeuron
 
 Tensors: TypeAlias = Mapping[str, Tensor | None]
@@ -69,9 +69,10 @@ FLOAT = Argument("a finite number", lambda value: type(value) in (int, float) an
 SHAPE = _tuple(INT, *range(1, 9))
 
 _FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({"tracetorch.functional.sigmoid4x": sigmoid4x})
-_FUNCTION_MODULES = (nn.Identity, round_ste)  # as modules they are children
+_FUNCTION_MODULES = (nn.Identity, round_ste, stochastic_round_ste, probabilistic_ste)  # as modules they are children
 _FUNCTION = Argument(
-    "tracetorch.functional.sigmoid4x, torch.nn.Identity() or tracetorch.functional.round_ste(step_size)",
+    "tracetorch.functional.sigmoid4x, torch.nn.Identity(), or of tracetorch.functional round_ste(step_size), "
+    "stochastic_round_ste(step_size) or probabilistic_ste()",
     lambda value: value is None or (type(value) is str and value in _FUNCTIONS),
 )
 
@@ -97,7 +98,7 @@ def _build_sequential(
 
 
 def _build_leaky(cls: type[nn.Module], arguments: dict[str, Any], tensors: Tensors, children: Children) -> nn.Module:
-    """`LI` and `LIB`: ranks and what is learnable are told by the tensors, a scalar or one per neuron."""
+    """The 32 layers: ranks and what is learnable are told by the tensors, a scalar or one per neuron."""
     given = dict(children)
     for name in [n for n in arguments if n.endswith("_fn")]:
         if (arguments[name] is None) != (name in given):
@@ -262,6 +263,7 @@ def _torch_rows() -> dict[str, Row]:
 
 
 _LEAKY = {"num_neurons": INT, "dim": INT}
+_FIRING = {**_LEAKY, "spike_fn": _FUNCTION, "quant_fn": _FUNCTION}
 _SPEC = Argument("an object, a NeuronSpec without the values of its parameters", lambda value: type(value) is dict)
 
 # The name in the file -> its row. Nothing else can be in a file.
@@ -270,10 +272,14 @@ CLASSES: Mapping[str, Row] = MappingProxyType(
         "torch.nn.Sequential": Row(nn.Sequential, {}, _build_sequential),
         "tracetorch.Sequential": Row(Sequential, {}, _build_sequential),
         "tracetorch.functional.round_ste": Row(round_ste, {"step_size": FLOAT}),
-        "tracetorch.snn.LI": Row(LI, _LEAKY, _build_leaky),
-        "tracetorch.snn.LIB": Row(
-            LIB, {**_LEAKY, "spike_fn": _FUNCTION, "quant_fn": _FUNCTION}, _build_leaky, _leaky_arguments
-        ),
+        "tracetorch.functional.stochastic_round_ste": Row(stochastic_round_ste, {"step_size": FLOAT}),
+        "tracetorch.functional.probabilistic_ste": Row(probabilistic_ste, {}),
+        **{
+            f"tracetorch.snn.{cls.__name__}": Row(
+                cls, _FIRING if cls.parts.output.fires else _LEAKY, _build_leaky, _leaky_arguments
+            )
+            for cls in LAYERS
+        },
         "tracetorch.snn.SpecNeuron": Row(SpecNeuron, {"spec": _SPEC}, _build_spec_neuron, _spec_arguments),
         **_torch_rows(),
     }

@@ -147,8 +147,10 @@ def _storable_name(module: nn.Module | None, where: str) -> str:
 
 def _refuse_differences(module: nn.Module, twin: nn.Module) -> None:
     """Every attribute must have come back in a module built from the record alone (an own `forward` has not)."""
-    # A compiled call and the remembered kind of a removed hook are no part of a network; the file holds the tensors.
+    # A compiled call and the remembered kind of a removed hook are no part of a network, nor is what a layer keeps for
+    # its calls; the file holds the tensors.
     ignored = {"_modules", "_parameters", "_buffers", "_compiled_call_impl", "_is_full_backward_hook", "_choices"}
+    ignored |= {"kernels", "trail"}
     mine, theirs = vars(module), vars(twin)
     for name in sorted((set(mine) | set(theirs)) - ignored):
         if name not in mine or name not in theirs or not _same(mine[name], theirs[name]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tracetorch.functional.surrogates import Surrogate
 
@@ -14,9 +14,7 @@ class _Heaviside(torch.autograd.Function):
     """1 where z > 0 (or z >= 0), as float32; backward by a surrogate of z."""
 
     @staticmethod
-    def forward(
-        ctx: Any, z: Tensor, threshold: Tensor, v: Tensor | None, strict: bool, surrogate: Surrogate
-    ) -> Tensor:
+    def forward(ctx: Any, z: Tensor, threshold: Tensor, v: Tensor | None, strict: bool, surrogate: Surrogate) -> Tensor:
         ctx.save_for_backward(z, threshold, v if surrogate.of_membrane else None)
         ctx.surrogate = surrogate
         return (z > 0).float() if strict else (z >= 0).float()
@@ -69,3 +67,32 @@ def spike_count(v: Tensor, threshold: Tensor, z: Tensor, surrogate: Surrogate, l
 def sigmoid4x(x: Tensor) -> Tensor:
     """sigmoid(4 x): the default spike function of the native layers; slope 1 at 0."""
     return torch.sigmoid(4 * x)
+
+
+class surrogate_spike(nn.Module):
+    """A hard spike with a named surrogate gradient, as the `spike_fn` of a native layer: 1 where z > 0, else 0.
+
+    The names and defaults are those of `SURROGATES`: snnTorch's `atan`, `fast_sigmoid`, `sigmoid`, `straight_through`,
+    `triangular`, `spike_rate_escape`, `sparse_fast_sigmoid`, sinabs's `single_exponential`, `heaviside_window`,
+    `gaussian`, `multi_gaussian`, `periodic_exponential`, and `logistic`, the gradient of `sigmoid4x`.
+
+    Args:
+        name: a key of `SURROGATES`.
+        threshold: for surrogates whose width scales with the threshold, which a `spike_fn` does not see.
+        parameters: of the surrogate; missing ones take the source framework's defaults.
+
+    Raises:
+        ValueError: an unknown name or parameter, or a value that is not a finite number.
+    """
+
+    def __init__(self, name: str, threshold: float = 1.0, **parameters: float) -> None:
+        super().__init__()
+        self.surrogate = Surrogate(name, tuple(parameters.items()))
+        self.threshold = float(threshold)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """z, any shape: the distance to the threshold -> spikes of the same shape and dtype."""
+        return heaviside(z, torch.full_like(z, self.threshold), self.surrogate).to(z.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.surrogate}"

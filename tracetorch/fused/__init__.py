@@ -2,7 +2,7 @@
 
 from tracetorch.fused import memory
 from tracetorch.fused.compiler import CompilerError
-from tracetorch.fused.executor import BackendError, backend
+from tracetorch.fused.executor import BackendError, FuseWarning, backend
 from tracetorch.fused.graph import Graph, GraphError, evaluate, verify
 from tracetorch.fused.layers import FuseError, source
 from tracetorch.fused.trace import Traced, trace
@@ -11,6 +11,7 @@ __all__ = [
     "BackendError",
     "CompilerError",
     "FuseError",
+    "FuseWarning",
     "Graph",
     "GraphError",
     "Traced",

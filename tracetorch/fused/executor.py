@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 
 from tracetorch.fused import compiler
 
 BACKENDS = ("auto", "eager", "cpu", "triton")
 COMPILED = ("cpu", "triton")
 _CURRENT: ContextVar[str] = ContextVar("tracetorch_backend", default="auto")
+
+
+class FuseWarning(UserWarning):
+    """A layer runs its own code step by step, not a kernel, and so more slowly; says why. Once a layer and reason."""
 
 
 class BackendError(RuntimeError):
@@ -22,10 +29,11 @@ def backend(name: str) -> Iterator[None]:
     """Choose the executor of every `unroll` inside the `with` block, in this thread.
 
     Args:
-        name: "auto" (in this version the same as "eager"), "eager", or "cpu": one compiled kernel for all time steps,
-            for float32 and float64 tensors on the CPU, or "triton": the same on a CUDA GPU (with TRITON_INTERPRET=1
-            set before the start of Python, slowly on the CPU). Where these cannot run a layer, they raise; they never
-            fall back.
+        name: "eager": the step loop in torch. "cpu": one compiled kernel for all time steps, for tensors on the CPU.
+            "triton": the same on a CUDA GPU (with TRITON_INTERPRET=1 set before the start of Python, slowly on the
+            CPU). Where these two cannot run a layer, they raise; they never fall back. "auto", the default: the one of
+            them that fits the tensors' device, and the step loop where it cannot run, which is said once by a
+            `FuseWarning`.
 
     Raises:
         ValueError: an unknown name.
@@ -54,3 +62,27 @@ def backend(name: str) -> Iterator[None]:
 def current() -> str:
     """The name of the executor chosen here."""
     return _CURRENT.get()
+
+
+@cache
+def _cpu(cc: str | None, path: str | None) -> bool:
+    """Whether there is a C compiler, under these environment variables."""
+    if compiler.find() is None:
+        text = "no C compiler found ($CC, cc, gcc, clang): layers run step by step in torch, with the same results"
+        warnings.warn(text, FuseWarning, stacklevel=2)
+        return False
+    return True
+
+
+@cache
+def _cuda() -> bool:
+    from tracetorch.fused import launch_triton
+
+    return launch_triton.unavailable() is None
+
+
+def automatic(device: str) -> str:
+    """What "auto" means for tensors of a device type: "cpu", "triton" or "eager"."""
+    if device == "cpu":
+        return "cpu" if _cpu(os.environ.get("CC"), os.environ.get("PATH")) else "eager"
+    return "triton" if device == "cuda" and _cuda() else "eager"

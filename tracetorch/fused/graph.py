@@ -212,3 +212,31 @@ def prune(graph: Graph) -> Graph:
 
     nodes = tuple(Node(graph.nodes[k].op, tuple(map(moved, graph.nodes[k].args)), graph.nodes[k].dtype) for k in kept)
     return Graph(graph.inputs, nodes, tuple((name, Ref(place[ref.index])) for name, ref in graph.outputs))
+
+
+def narrowed(graph: Graph, inputs: Sequence[str]) -> Graph:
+    """The same graph with these inputs only, in this order; the others may not be used.
+
+    Raises:
+        GraphError: an input that is used and not among them.
+    """
+    names = [name for name, _ in graph.inputs]
+    place = {names.index(name): k for k, name in enumerate(inputs)}
+    shift = len(inputs) - len(names)
+
+    def moved(argument: Argument) -> Argument:
+        if not isinstance(argument, Ref):
+            return argument
+        if argument.index >= len(names):
+            return Ref(argument.index + shift)
+        if argument.index not in place:
+            raise GraphError(f"the input {names[argument.index]} is used, and not given")
+        return Ref(place[argument.index])
+
+    nodes = tuple(Node(node.op, tuple(map(moved, node.args)), node.dtype) for node in graph.nodes)
+    outputs = []
+    for name, ref in graph.outputs:
+        new = moved(ref)
+        assert isinstance(new, Ref)
+        outputs.append((name, new))
+    return Graph(tuple((name, graph.inputs[names.index(name)][1]) for name in inputs), nodes, tuple(outputs))

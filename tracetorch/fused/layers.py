@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from tracetorch.fused import executor, launch_triton
-from tracetorch.fused.scan import Kernel, build, scan
+from tracetorch.fused.compiler import CompilerError
+from tracetorch.fused.executor import FuseWarning
+from tracetorch.fused.graph import GraphError
+from tracetorch.fused.reads import Reads, read
+from tracetorch.fused.scan import Kernel, build, expanded, scan
 
 if TYPE_CHECKING:
     from tracetorch.core.layer import Layer
 
 _DTYPES = (torch.float32, torch.float64)
-_PLAIN = (bool, int, float, str, type(None))
+_HALVES = (torch.bfloat16, torch.float16)
+_OURS = ("kernels", "overrides", "baked", "trail")  # attributes of `Layer` that no step reads
 
 
 class FuseError(RuntimeError):
     """A layer or an input that the chosen executor cannot run; names both."""
 
 
+def _others(layer: Layer) -> dict[str, Tensor]:
+    """Every parameter and buffer beside the states and the declared parameters, by path."""
+    hidden = {layer.raw_attribute(name) for name in layer.raw_forms} | set(layer.state_names)
+    return {path: t for path, t in (*layer.named_parameters(), *layer.named_buffers()) if path not in hidden}
+
+
 def _tensors(layer: Layer) -> dict[str, Tensor]:
     """What the step reads: the values of the declared parameters, and every other parameter and buffer, by path."""
-    found = {name: layer.value(name) for name in layer.raw_forms}
-    hidden = {layer.raw_attribute(name) for name in layer.raw_forms} | set(layer.state_names)
-    for path, tensor in [*layer.named_parameters(), *layer.named_buffers()]:
-        if path not in hidden:
-            found[path] = tensor
-    return found
+    return {**{name: layer.value(name) for name in layer.raw_forms}, **_others(layer)}
 
 
 @contextmanager
@@ -54,84 +62,224 @@ def _replaced(layer: Layer, tensors: Mapping[str, Tensor]) -> Iterator[None]:
             store[name] = tensor
 
 
-def _guard(layer: Layer) -> tuple[Any, ...]:
-    """Every Python value that a step can read from its modules: plain ones by value, others by identity."""
-    seen: list[Any] = []
-    for module in layer.modules():
-        seen.append(type(module))
-        for name, value in vars(module).items():
-            if name not in ("_parameters", "_buffers", "_modules", "overrides", "kernels"):
-                seen.append((name, value if isinstance(value, _PLAIN) else id(value)))
-    return tuple(seen)
+def _reads(layer: Layer) -> Reads:
+    """What a step can read, and so what a kernel depends on; the last walk's result as long as nothing changed."""
+    reads: Reads | None = layer.kernels.get("reads")
+    if reads is None or not reads.unchanged():
+        reads = layer.kernels["reads"] = read(layer, (*layer.state_names, *_OURS))
+        if reads.odd:
+            raise GraphError(f"{type(layer).__name__}: {reads.odd}, which no kernel reads")
+    return reads
 
 
 def _kernel(
     layer: Layer, tensors: Mapping[str, Tensor], dtype: torch.dtype, backward: bool, backend: str, device: str
 ) -> Kernel:
-    learned = tuple(name for name, tensor in tensors.items() if tensor.requires_grad and backward)
-    key = (backend, device, dtype, tuple(tensors), learned, backward, _guard(layer))
-    if key not in layer.kernels:
+    learned = tuple(name for name, tensor in tensors.items() if backward and tensor.requires_grad)
+    key = (backend, device, dtype, learned, backward, None if _exporting(layer) else _reads(layer).guard)
+    found: Kernel | None = layer.kernels.get(key)
+    if found is not None:
+        return found
 
-        def step(given: Mapping[str, Tensor]) -> Sequence[Tensor]:
-            with _replaced(layer, {name: given[name] for name in tensors}):
-                return layer.step(given["x"], *(given[name] for name in layer.state_names))
+    def step(given: Mapping[str, Tensor]) -> Sequence[Tensor]:
+        with _replaced(layer, {name: given[name] for name in tensors}):
+            return layer.step(given["x"], *(given[name] for name in layer.state_names))
 
-        layer.kernels[key] = build(step, layer.state_names, tuple(tensors), learned, dtype, backward, backend, device)
-    return layer.kernels[key]
+    kernel = build(step, layer.state_names, tuple(tensors), learned, dtype, backward, backend, device)
+    layer.kernels[key] = kernel
+    return kernel
+
+
+def _exporting(layer: Layer) -> bool:
+    """Whether `torch.export` looks at the layer: its tensors stand for others then, and it changes no more."""
+    return torch.compiler.is_exporting() and any(type(t) not in (Tensor, nn.Parameter) for t in layer.parameters())
 
 
 def _aligned(tensor: Tensor, layer: Layer, ndim: int) -> Tensor:
     """A parameter of one value per neuron, shaped to broadcast against [B, ...] with the neurons at `layer.dim`."""
-    if layer.num_neurons is None or tensor.ndim != 1:
-        return tensor
     after = -1 - layer.dim if layer.dim < 0 else ndim - 1 - layer.dim
+    if layer.num_neurons is None or tensor.ndim != 1 or after == 0:
+        return tensor
     return tensor.reshape(-1, *([1] * after))
 
 
-def _check(name: str, xs: Tensor, time_dim: int, tensors: Mapping[str, Tensor], backend: str) -> None:
-    """Raises `FuseError` unless the backend runs this input with these tensors."""
+def _check(name: str, xs: Tensor, time_dim: int, tensors: Mapping[str, Tensor], backend: str) -> torch.dtype:
+    """The dtype of the results. Raises `FuseError` unless the backend runs this input with these tensors."""
     device = "cpu" if backend == "cpu" or launch_triton.interpreted() else "cuda"
-    if xs.device.type != device or xs.dtype not in _DTYPES:
+    if xs.device.type != device or xs.dtype not in (*_DTYPES, *_HALVES):
         raise FuseError(
-            f"{name}: the {backend} backend runs float32 and float64 tensors on {device.upper()} here, not {xs.dtype} "
-            f"on {xs.device}"
+            f"{name}: the {backend} backend runs float32, float64, bfloat16 and float16 tensors on {device.upper()} "
+            f"here, not {xs.dtype} on {xs.device}"
         )
     if time_dim not in (0, 1) or xs.ndim < 2 + time_dim:
         raise FuseError(
             f"{name}: time_dim={time_dim} with an input of shape {list(xs.shape)}; [T, B, ...] or [B, T, ...]"
         )
+    result = xs.dtype
     for path, tensor in tensors.items():
-        if tensor.is_floating_point() and tensor.dtype is not xs.dtype:
-            raise FuseError(f"{name}: {path} is {tensor.dtype}, the input {xs.dtype}; convert one of them")
+        if tensor.is_floating_point():
+            # As in the step: a tensor without dimensions does not change the type of the others.
+            result = result if tensor.ndim == 0 else torch.promote_types(result, tensor.dtype)
+            alike = tensor.dtype is xs.dtype or (xs.dtype in _HALVES and tensor.dtype is not torch.float64)
+            if not alike:
+                raise FuseError(f"{name}: {path} is {tensor.dtype}, the input {xs.dtype}; convert one of them")
         if tensor.device != xs.device:
             raise FuseError(f"{name}: {path} is on {tensor.device}, the input on {xs.device}; move one of them")
+    return result
 
 
-def unroll(layer: Layer, xs: Tensor, time_dim: int, record: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+def _step_input(xs: Tensor, time_dim: int) -> Tensor:
+    """One step of a sequence, or zeros where it has none."""
+    if xs.shape[time_dim]:
+        return xs.select(time_dim, 0)
+    return xs.new_zeros([size for k, size in enumerate(xs.shape) if k != time_dim])
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What was found out of a call and holds for the next one of the same kind, as long as `reads` is unchanged."""
+
+    call: tuple[Any, ...]
+    reads: Reads
+    element: torch.Size
+    result: torch.dtype
+    others: tuple[Tensor, ...]
+    kernels: dict[Any, Kernel]
+
+
+def _plan(layer: Layer, xs: Tensor, time_dim: int, backend: str) -> _Plan:
+    call = (xs.shape, xs.dtype, xs.device, time_dim, backend, bool(layer.baked))
+    plan: _Plan | None = layer.kernels.get("plan")
+    if plan is not None and plan.call == call and plan.reads.unchanged():
+        return plan
+    with torch.no_grad():  # nothing here is part of a graph
+        result = _check(type(layer).__name__, xs, time_dim, _tensors(layer), backend)
+    example = _step_input(xs, time_dim)
+    layer.check_input(example)
+    others = tuple(_others(layer).values())
+    plan = layer.kernels["plan"] = _Plan(call, _reads(layer), example.shape, result, others, {})
+    return plan
+
+
+def _states(layer: Layer, xs: Tensor, element: torch.Size) -> list[Tensor]:
+    """The states before the sequence, zero at the start."""
+    found = []
+    for name in layer.state_names:
+        state = layer._buffers[name]
+        if state is None:
+            state = xs.new_zeros(element)
+        elif state.shape != element:
+            layer.state(name, xs.new_empty(element))  # raises
+        found.append(state)
+    return found
+
+
+def unroll(
+    layer: Layer, xs: Tensor, time_dim: int, record: bool = False, backend: str | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """`layer.unroll` through one kernel; states carry on. Returns outputs and, with `record`, states after every step.
 
+    bfloat16 and float16 are computed and carried as float32 within the sequence.
+
     Raises:
-        FuseError: not on the backend's device, not float32 or float64, parameters of another dtype or device, or no
-            such time dimension.
+        FuseError: not on the backend's device, another dtype, parameters of another dtype or device, or no such time
+            dimension.
         GraphError: a step that is not pointwise; names the operation.
     """
-    name = type(layer).__name__
-    backend, tensors = executor.current(), _tensors(layer)
-    _check(name, xs, time_dim, tensors, backend)
-    example = (
-        xs.select(time_dim, 0)
-        if xs.shape[time_dim]
-        else xs.new_zeros([s for k, s in enumerate(xs.shape) if k != time_dim])
-    )
-    layer.check_input(example)
-    states = [layer.state(state, example) for state in layer.state_names]
-    needed = any(tensor.requires_grad for tensor in (xs, *states, *tensors.values()))
-    kernel = _kernel(layer, tensors, xs.dtype, needed and torch.is_grad_enabled(), backend, xs.device.type)
-    aligned = [_aligned(tensor, layer, example.ndim) for tensor in tensors.values()]
+    backend = executor.current() if backend is None else backend
+    plan = _plan(layer, xs, time_dim, backend)
+    states = _states(layer, xs, plan.element)
+    values = [*(layer.value(name) for name in layer.raw_forms), *plan.others]
+    if xs.dtype in _HALVES:
+        xs, states = xs.float(), [state.float() for state in states]
+        values = [value.float() if value.is_floating_point() else value for value in values]
+    grads = torch.is_grad_enabled()
+    learned = tuple(value.requires_grad for value in values) if grads else ()
+    backward = grads and (xs.requires_grad or any(learned) or any(state.requires_grad for state in states))
+    kernel = plan.kernels.get((backward, learned))
+    if kernel is None:
+        names = (*layer.raw_forms, *_others(layer))
+        tensors = dict(zip(names, values, strict=True))
+        kernel = _kernel(layer, tensors, xs.dtype, backward, backend, xs.device.type)
+        plan.kernels[backward, learned] = kernel
+    aligned = [_aligned(value, layer, len(plan.element)) for value in values]
     ys, last, recorded = scan(kernel, xs, time_dim, states, aligned, record)
-    for state, value in zip(layer.state_names, last, strict=True):
-        setattr(layer, state, value)
+    if plan.result is not xs.dtype:
+        ys = ys.to(plan.result)
+        last, recorded = ([state.to(plan.result) for state in group] for group in (last, recorded))
+    layer._buffers.update(zip(layer.state_names, last, strict=True))
     return ys, dict(zip(layer.state_names, recorded, strict=False))
+
+
+def attempt(layer: Layer, xs: Tensor, time_dim: int) -> Tensor | None:
+    """`unroll` through the chosen executor; None: the layer's step loop is to run.
+
+    A backend chosen by name raises where it cannot run; "auto" says once why a layer runs step by step.
+    """
+    if torch.compiler.is_compiling():
+        return _attempt_compiled(layer, xs, time_dim)
+    chosen = executor.current()
+    if chosen in executor.COMPILED:
+        return unroll(layer, xs, time_dim)[0]
+    if chosen == "eager" or not _ordinary(xs):
+        return None
+    backend = executor.automatic(xs.device.type)
+    if backend == "eager" or time_dim not in (0, 1) or xs.ndim < 2 + time_dim or not xs.numel():
+        return None
+    try:
+        return unroll(layer, xs, time_dim, backend=backend)[0]
+    except (FuseError, GraphError, CompilerError) as error:
+        text = str(error)
+        if text not in layer.kernels:
+            layer.kernels[text] = None
+            warnings.warn(f"{type(layer).__name__} runs step by step: {text}", FuseWarning, stacklevel=3)
+        return None
+
+
+def handle(layer: Layer, dtype: torch.dtype, backward: bool, device: str) -> str:
+    """The name in `library` of a layer's kernel, built now; "": the step loop is to run."""
+    from tracetorch.fused import library  # declares its operations, which takes a second
+
+    chosen = executor.current()
+    backend = executor.automatic(device) if chosen == "auto" else chosen
+    if backend == "eager":
+        return ""
+    try:
+        with library.outside_tracing():
+            tensors = {
+                name: torch.empty(0, requires_grad=backward and tensor.is_floating_point())
+                for name, tensor in _tensors(layer).items()
+            }
+            return library.register(_kernel(layer, tensors, dtype, backward, backend, device))
+    except (GraphError, CompilerError):
+        if chosen != "auto":
+            raise
+        return ""
+
+
+def _attempt_compiled(layer: Layer, xs: Tensor, time_dim: int) -> Tensor | None:
+    """`attempt` as `torch.compile` and `torch.export` see it: one operation of the library."""
+    if xs.dtype not in _DTYPES or time_dim not in (0, 1) or xs.ndim < 2 + time_dim:
+        return None
+    name = layer.kernel_name(str(xs.dtype)[6:], torch.is_grad_enabled(), xs.device.type)
+    tensors = _tensors(layer)
+    if not name or any(tensor.dtype is not xs.dtype for tensor in tensors.values()):
+        return None
+    example = _step_input(xs, time_dim)
+    layer.check_input(example)
+    states = [layer.state(state, example).contiguous() for state in layer.state_names]
+    aligned = [_aligned(tensor, layer, example.ndim) for tensor in tensors.values()]
+    rest = [*states, *(expanded(tensor, example.shape, time_dim) for tensor in aligned)]
+    ys, *others = torch.ops.tracetorch.scan(name, time_dim, xs.contiguous(), rest)
+    for state, value in zip(layer.state_names, others[: len(states)], strict=True):
+        setattr(layer, state, value)
+    return ys
+
+
+def _ordinary(xs: Tensor) -> bool:
+    """Whether a kernel may read the tensor's memory: no subclass, no transform of torch.func, no tracing."""
+    plain = type(xs) in (Tensor, nn.Parameter) and xs.layout is torch.strided and xs.dtype in (*_DTYPES, *_HALVES)
+    return plain and not (torch.jit.is_tracing() or torch._C._are_functorch_transforms_active())
 
 
 def source(layer: nn.Module, backend: str, backward: bool = False, dtype: torch.dtype = torch.float32) -> str:

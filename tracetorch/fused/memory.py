@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import mmap
 import os
 import threading
@@ -142,9 +143,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
     With `torch.use_deterministic_algorithms(True)`, uninitialised memory is filled with NaN, as torch does.
     """
-    count = 1
-    for size in shape:
-        count *= size
+    count = math.prod(shape)
     wanted = count * dtype.itemsize
     if wanted < SMALLEST or _POOL.most == 0:
         return torch.empty(tuple(shape), dtype=dtype)
@@ -164,7 +163,6 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 def empty_like(tensor: Tensor, *leading: int) -> Tensor:
     """A contiguous tensor of the same dtype and device and of the shape `[*leading, *shape]`; on the CPU by `empty`."""
-    shape = (*leading, *tensor.shape)
-    if tensor.device.type != "cpu":
-        return torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
-    return empty(shape, tensor.dtype)
+    if tensor.nbytes * math.prod(leading) < SMALLEST or not tensor.is_cpu:
+        return tensor.new_empty((*leading, *tensor.shape))
+    return empty((*leading, *tensor.shape), tensor.dtype)

@@ -60,8 +60,10 @@ class CKernel(Kernel):
         self, function: str, layout: kernel_c.Layout, tensors: Mapping[str, Tensor | None], numbers: Mapping[str, int]
     ) -> None:
         """As `Kernel.call`."""
-        pointers = [0 if tensors[name] is None else tensors[name].data_ptr() for name in layout.pointers]  # type: ignore[union-attr]
+        given = [tensors[name] for name in layout.pointers]
+        pointers = [0 if tensor is None else tensor.data_ptr() for tensor in given]
         values = [numbers[name] for name in layout.integers]
+        # The arrays are freed when the call has returned; ctypes keeps one type for each length.
         getattr(self.library, function)(
             (ctypes.c_void_p * len(pointers))(*pointers), (ctypes.c_int64 * len(values))(*values)
         )
@@ -124,7 +126,7 @@ def compiled(
 
 
 @dataclass(frozen=True)
-class _Shape:
+class Geometry:
     """How a sequence is addressed: T steps of B times N elements."""
 
     T: int
@@ -136,82 +138,142 @@ class _Shape:
     y_b: int
 
     def numbers(self, parameters: Mapping[str, Tensor]) -> dict[str, int]:
-        values = {name: getattr(self, name) for name in ("T", "B", "N", "x_t", "x_b", "y_t", "y_b")}
+        """The integers that a kernel takes, by name."""
+        values = {
+            "T": self.T, "B": self.B, "N": self.N, "x_t": self.x_t, "x_b": self.x_b, "y_t": self.y_t, "y_b": self.y_b,
+            "threads": _threads(), "stream": int(self.T * self.B * self.N >= _STREAMED),
+        }  # fmt: skip
         for name, tensor in parameters.items():
-            whole = tensor.numel() == self.B * self.N and tensor.numel() > 1
-            values[f"{name}_b"] = self.N if whole and self.B > 1 else 0
-            values[f"{name}_n"] = 0 if tensor.numel() == 1 else 1
-        return {**values, "threads": _threads(), "stream": int(self.T * self.B * self.N >= _STREAMED)}
+            size = tensor.numel()
+            values[f"{name}_b"] = self.N if self.B > 1 and 1 < size == self.B * self.N else 0
+            values[f"{name}_n"] = 0 if size == 1 else 1
+        return values
 
 
-def _shape(xs: Tensor, time_dim: int) -> _Shape:
+def geometry(xs: Tensor, time_dim: int) -> Geometry:
+    """Of a contiguous sequence, [T, B, ...] or [B, T, ...]."""
     steps = xs.shape[time_dim]
     if time_dim == 0:
-        n = xs[0].numel() if steps else 0
-        return _Shape(steps, 1, n, n, 0, n, 0)
+        n = xs.numel() // max(1, steps)
+        return Geometry(steps, 1, n, n, 0, n, 0)
     batch = xs.shape[0]
     n = xs.numel() // max(1, batch * steps)
-    return _Shape(steps, batch, n, n, steps * n, n, steps * n)
+    return Geometry(steps, batch, n, n, steps * n, n, steps * n)
+
+
+def forward(
+    kernel: Kernel, time_dim: int, record: bool, save: bool, xs: Tensor, rest: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """One call of the forward kernel, without autograd.
+
+    Args:
+        record: whether to give the states after every step.
+        save: whether to keep what the backward kernel needs.
+        xs: contiguous.
+        rest: the states before the first step, then the parameters, contiguous, as `expanded` gives them.
+
+    Returns:
+        The outputs and the states after the last step; the recorded states; the saved ones.
+    """
+    shape = geometry(xs, time_dim)
+    count = len(kernel.states)
+    chunks = -(-shape.T // kernel.chunk)
+    parameters = dict(zip(kernel.parameters, rest[count:], strict=True))
+    tensors: dict[str, Tensor | None] = {"x": xs, "y": memory.empty_like(xs), **parameters}
+    for name, state in zip(kernel.states, rest, strict=False):
+        tensors[f"first_{name}"] = state
+        tensors[f"last_{name}"] = memory.empty_like(state)
+        tensors[f"saved_{name}"] = memory.empty_like(state, chunks) if save else None
+        tensors[f"record_{name}"] = memory.empty_like(xs) if record else None
+    kernel.call("forward", kernel.forward_layout, tensors, shape.numbers(parameters))
+
+    def of(*kinds: str) -> list[Tensor]:
+        return [t for kind in kinds for name in kernel.states if (t := tensors[f"{kind}_{name}"]) is not None]
+
+    ys = tensors["y"]
+    assert ys is not None
+    return [ys, *of("last")], of("record"), of("saved")
+
+
+def backward(
+    kernel: Kernel,
+    time_dim: int,
+    want_x: bool,
+    grads: Sequence[Tensor | None],
+    xs: Tensor,
+    rest: Sequence[Tensor],
+    saved: Sequence[Tensor],
+) -> tuple[Tensor | None, list[Tensor], list[Tensor | None]]:
+    """One call of the backward kernel.
+
+    Args:
+        want_x: whether the gradient of the input is wanted.
+        grads: of the outputs and of each state after the last step; None is zero.
+        xs, rest, saved: as `forward` took and gave them.
+
+    Returns:
+        Gradients of the input, of the states before the first step, and of the parameters, each reduced to the
+        parameter's shape and None where none is learned.
+    """
+    shape = geometry(xs, time_dim)
+    count = len(kernel.states)
+    first, parameters = rest[:count], dict(zip(kernel.parameters, rest[count:], strict=True))
+    d_y = torch.zeros_like(xs) if grads[0] is None else grads[0].contiguous()
+    d_x = memory.empty_like(xs) if want_x else None
+    tensors: dict[str, Tensor | None] = {"x": xs, "d_y": d_y, "d_x": d_x, **parameters}
+    for k, name in enumerate(kernel.states):
+        d_last = grads[1 + k]
+        tensors[f"saved_{name}"] = saved[k]
+        tensors[f"d_last_{name}"] = torch.zeros_like(first[k]) if d_last is None else d_last.contiguous()
+        tensors[f"d_first_{name}"] = memory.empty_like(first[k])
+    for name in kernel.learned:
+        tensors[f"d_{name}"] = memory.empty_like(first[0])
+    kernel.call("backward", kernel.backward_layout, tensors, shape.numbers(parameters))
+    d_first = [gradient for name in kernel.states if (gradient := tensors[f"d_first_{name}"]) is not None]
+    d_parameters = [
+        _reduced(tensors[f"d_{name}"], parameters[name], first[0]) if name in kernel.learned else None
+        for name in kernel.parameters
+    ]
+    return d_x, d_first, d_parameters
 
 
 class _Scan(torch.autograd.Function):
-    """Inputs: kernel, time_dim, whether to record and to save states, x, the states, the expanded parameters."""
+    """Inputs: kernel, time_dim, whether to record, x, the states, the expanded parameters."""
 
     @staticmethod
     def forward(
-        ctx: Any, kernel: Kernel, time_dim: int, record: bool, save: bool, xs: Tensor, *rest: Tensor
+        ctx: Any, kernel: Kernel, time_dim: int, record: bool, xs: Tensor, *rest: Tensor
     ) -> tuple[Tensor, ...]:
-        shape = _shape(xs, time_dim)
-        first = dict(zip(kernel.states, rest, strict=False))
-        parameters = dict(zip(kernel.parameters, rest[len(kernel.states) :], strict=True))
-        ys = memory.empty_like(xs)
-        chunks = -(-shape.T // kernel.chunk)
-        tensors: dict[str, Any] = {"x": xs, "y": ys, **parameters}
-        for name, state in first.items():
-            tensors[f"first_{name}"] = state
-            tensors[f"last_{name}"] = memory.empty_like(state)
-            tensors[f"saved_{name}"] = memory.empty_like(state, chunks) if save else None
-            tensors[f"record_{name}"] = memory.empty_like(xs) if record else None
-        kernel.call("forward", kernel.forward_layout, tensors, shape.numbers(parameters))
-        ctx.kernel, ctx.shape, ctx.time_dim = kernel, shape, time_dim
-        ctx.save_for_backward(xs, *rest, *(tensors[f"saved_{name}"] for name in kernel.states))
-        recorded = [tensors[f"record_{name}"] for name in kernel.states] if record else []
+        results, recorded, saved = forward(kernel, time_dim, record, True, xs, rest)
+        ctx.kernel, ctx.time_dim, ctx.count = kernel, time_dim, len(rest)
+        ctx.save_for_backward(xs, *rest, *saved)
         ctx.mark_non_differentiable(*recorded)
         ctx.set_materialize_grads(False)
-        last = [tensors[f"last_{name}"] for name in kernel.states]
-        return (ys, *last, *recorded)
+        return (*results, *recorded)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        kernel, shape = ctx.kernel, ctx.shape
-        xs, *rest = ctx.saved_tensors
-        count = len(kernel.states)
-        parameters = dict(zip(kernel.parameters, rest[count : len(rest) - count], strict=True))
-        first = rest[:count]
-        d_x = memory.empty_like(xs) if ctx.needs_input_grad[4] else None
-        d_y = torch.zeros_like(xs) if grads[0] is None else grads[0].contiguous()
-        tensors: dict[str, Tensor | None] = {"x": xs, "d_y": d_y, "d_x": d_x, **parameters}
-        for k, name in enumerate(kernel.states):
-            tensors[f"saved_{name}"] = rest[len(rest) - count + k]
-            d_last = grads[1 + k]
-            tensors[f"d_last_{name}"] = torch.zeros_like(first[k]) if d_last is None else d_last.contiguous()
-            tensors[f"d_first_{name}"] = memory.empty_like(first[k])
-        for name in kernel.learned:
-            tensors[f"d_{name}"] = memory.empty_like(first[0])
-        kernel.call("backward", kernel.backward_layout, tensors, shape.numbers(parameters))
-        d_first = [tensors[f"d_first_{name}"] for name in kernel.states]
-        d_parameters = [
-            _reduced(tensors[f"d_{name}"], parameters[name], first[0]) if name in kernel.learned else None
-            for name in kernel.parameters
-        ]
-        return (None, None, None, None, d_x, *d_first, *d_parameters)
+        xs, *others = ctx.saved_tensors
+        rest, saved = others[: ctx.count], others[ctx.count :]
+        d_x, d_first, d_parameters = backward(
+            ctx.kernel, ctx.time_dim, ctx.needs_input_grad[3], grads, xs, rest, saved
+        )
+        return (None, None, None, d_x, *d_first, *d_parameters)
 
 
 def _reduced(gradient: Tensor | None, parameter: Tensor, element: Tensor) -> Tensor:
     """A gradient per element, summed to the shape in which the parameter was given."""
     assert gradient is not None
     return gradient.reshape(element.shape).sum_to_size(parameter.shape)
+
+
+def expanded(parameter: Tensor, element: torch.Size, time_dim: int) -> Tensor:
+    """A parameter as the kernel takes it: of no dimension, one for each neuron, or one for each element [B, ...]."""
+    if parameter.numel() == 1:
+        return parameter.reshape(())
+    shape = element[1:] if time_dim == 1 and parameter.ndim < len(element) else element
+    return parameter.expand(shape).contiguous()
 
 
 def scan(
@@ -231,17 +293,14 @@ def scan(
     """
     xs = xs.contiguous()
     element = states[0].shape
-    expanded = []
-    for parameter in parameters:
-        if parameter.numel() == 1:
-            expanded.append(parameter.reshape(()))
-        elif time_dim == 1 and parameter.ndim < len(element):
-            expanded.append(parameter.expand(element[1:]).contiguous())
-        else:
-            expanded.append(parameter.expand(element).contiguous())
-    inputs = (xs, *(state.contiguous() for state in states), *expanded)
-    save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-    results = _Scan.apply(kernel, time_dim, record, save, *inputs)
+    rest = [state.contiguous() for state in states]
+    rest += [expanded(parameter, element, time_dim) for parameter in parameters]
     count = len(kernel.states)
-    ys = results[0] if kernel.output_dtype is xs.dtype else results[0].to(kernel.output_dtype)
-    return ys, tuple(results[1 : 1 + count]), tuple(results[1 + count :])
+    if torch.is_grad_enabled() and (xs.requires_grad or any(tensor.requires_grad for tensor in rest)):
+        results = _Scan.apply(kernel, time_dim, record, xs, *rest)
+        ys, last, recorded = results[0], results[1 : 1 + count], results[1 + count :]
+    else:
+        (ys, *last), recorded, _ = forward(kernel, time_dim, record, False, xs, rest)
+    if kernel.output_dtype is not xs.dtype:
+        ys = ys.to(kernel.output_dtype)
+    return ys, tuple(last), tuple(recorded)

@@ -84,12 +84,24 @@ _IDENTITY = {
     aten.squeeze.dim,
     aten.contiguous.default,
 }
+_SINGLE = {
+    aten.unbind.int,
+    aten.stack.default,
+    aten.cat.default,
+    aten.select.int,
+    aten.select_backward.default,
+    aten.slice.Tensor,
+    aten.slice_backward.default,
+    aten.split.Tensor,
+}
 _FILL = {
     aten.zeros_like.default: 0.0,
     aten.ones_like.default: 1.0,
     aten.new_zeros.default: 0.0,
     aten.new_ones.default: 1.0,
 }
+# In-place operations whose functional form has another overload's name.
+_FUNCTIONAL = {aten.pow_.Scalar: aten.pow.Tensor_Scalar}
 # A tensor's value asked for by Python: an `if`, an `int()`, an `item()`.
 _VALUE = {aten._local_scalar_dense.default, aten.item.default, aten.is_nonzero.default, aten.equal.default}
 _BITWISE = {aten.bitwise_and.Tensor, aten.bitwise_or.Tensor, aten.bitwise_not.default}
@@ -98,14 +110,20 @@ _BITWISE = {aten.bitwise_and.Tensor, aten.bitwise_or.Tensor, aten.bitwise_not.de
 class _Tracer(TorchDispatchMode):
     """Records the nodes of everything computed from tracked tensors."""
 
-    def __init__(self, inputs: Mapping[str, Tensor]) -> None:
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Quirk: torch (2.13) wraps every dispatch mode so that its first use imports torch._dynamo, 2 s of a process's
+        # start. Older versions do not ask. Goes when torch wraps lazily.
+        return False
+
+    def __init__(self, inputs: Mapping[str, Tensor], constants: Sequence[Tensor] = ()) -> None:
         super().__init__()
         self.inputs = tuple((name, tensor.dtype) for name, tensor in inputs.items())
         self.nodes: list[Node] = []
         self.refs: dict[int, Ref] = {id(tensor): Ref(k) for k, tensor in enumerate(inputs.values())}
         # Tensors must stay alive while tracked: an id is only unique among the living.
         self.alive: list[Tensor] = list(inputs.values())
-        self.constants: dict[int, Tensor] = {}
+        self.constants: dict[int, Tensor] = {id(tensor): tensor for tensor in constants}
         self.numel = next(iter(inputs.values())).numel()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -117,6 +135,8 @@ class _Tracer(TorchDispatchMode):
             return self._constant(func(*args, **kwargs))
         if func in _VALUE:
             raise GraphError(f"{func}: the step reads the value of a tensor (an if, int() or item()); use torch.where")
+        if func in _SINGLE:
+            return self._single(func, args, kwargs, nested)
         if nested:
             raise GraphError(f"{func}: joins tensors, which is not pointwise")
         name = func._schema.name
@@ -131,6 +151,16 @@ class _Tracer(TorchDispatchMode):
         self.refs[id(tensor)] = ref
         self.alive.append(tensor)
 
+    def _single(self, func: Any, args: Any, kwargs: Any, nested: Sequence[Tensor]) -> Any:
+        """Taking apart and joining along a dimension of one step: the value passes through."""
+        result = func(*args, **kwargs)
+        parts = result if isinstance(result, (list, tuple)) else [result]
+        if len(nested) > 1 or len(parts) > 1 or parts[0].numel() != self.numel:
+            word = "joins" if nested else "takes apart"
+            raise GraphError(f"{func}: {word} tensors, which is not pointwise")
+        self._track(parts[0], self.refs[id(nested[0] if nested else args[0])])
+        return result
+
     def _constant(self, result: Any) -> Any:
         if isinstance(result, Tensor):
             self.constants[id(result)] = result
@@ -139,7 +169,9 @@ class _Tracer(TorchDispatchMode):
     def _in_place(self, func: Any, args: Any, kwargs: Any, name: str) -> Any:
         """x.add_(y): the node of add, in the place of x, unless x shares its memory with another tensor."""
         packet, _, overload = name.split("::")[1].partition(".")
-        functional = getattr(getattr(aten, packet.removesuffix("_"), None), func._overloadname or overload, None)
+        functional = _FUNCTIONAL.get(func) or getattr(
+            getattr(aten, packet.removesuffix("_"), None), func._overloadname or overload, None
+        )
         target = args[0]
         if functional is None or not packet.endswith("_") or target._is_view() or id(target) not in self.refs:
             raise GraphError(f"{func}: writes in place into a view or a constant; use the operation without underscore")
@@ -192,6 +224,9 @@ class _Tracer(TorchDispatchMode):
                     raise GraphError(f"{func}: rounding_mode={mode!r}; only 'trunc'")
                 quotient = self._node("div", self._arguments(func, "div", args[:2], args[0].dtype), args[0].dtype)
                 return "trunc", (quotient,)
+            case aten.pow.Tensor_Scalar if args[1] in (1.5, -0.5):
+                root = self._node("sqrt", self._arguments(func, "sqrt", args[:1], args[0].dtype), args[0].dtype)
+                return ("mul", (args[0], root)) if args[1] == 1.5 else ("reciprocal", (root,))
             case aten.where.self:
                 return "where", args
             case aten.masked_fill.Scalar:
@@ -283,6 +318,7 @@ def trace(
     states: Sequence[str],
     wanted: Sequence[str] = (),
     carried: Sequence[str] = (),
+    constants: Sequence[Tensor] = (),
 ) -> Traced:
     """Trace a step.
 
@@ -293,6 +329,7 @@ def trace(
         wanted: names of the inputs whose gradients the vector-Jacobian product shall give; none: no product.
         carried: those of them that are parameters: the product takes their gradient from the later steps, `d_<name>'`,
             and adds to it as autograd does over a loop, one term after the other.
+        constants: tensors that the step reads besides the inputs, and whose values may stand in the graph.
 
     Raises:
         GraphError: the step is not pointwise, reads what was not declared, or branches on a tensor's value.
@@ -302,7 +339,7 @@ def trace(
         raise GraphError(f"inputs of different shapes: {sorted(shapes)}; expand them")
     leaves = {name: t.detach().clone().requires_grad_(name in wanted) for name, t in inputs.items()}
     names = ["output", *(f"{name}'" for name in states)]
-    forward = _trace_forward(step, leaves, names)
+    forward = _trace_forward(step, leaves, names, constants)
     if not wanted:
         return Traced(forward, None)
 
@@ -310,7 +347,7 @@ def trace(
         return [*step(given), *(given[name] for name in carried)]
 
     carried_names = [*names, *(f"{name}'" for name in carried)]
-    return Traced(forward, _trace_vjp(with_parameters, leaves, carried_names, wanted))
+    return Traced(forward, _trace_vjp(with_parameters, leaves, carried_names, wanted, constants))
 
 
 def _results(step: StepFunction, leaves: Mapping[str, Tensor], names: Sequence[str]) -> Sequence[Tensor]:
@@ -320,8 +357,10 @@ def _results(step: StepFunction, leaves: Mapping[str, Tensor], names: Sequence[s
     return results
 
 
-def _trace_forward(step: StepFunction, leaves: Mapping[str, Tensor], names: Sequence[str]) -> Graph:
-    with _Tracer(leaves) as tracer, torch.no_grad():
+def _trace_forward(
+    step: StepFunction, leaves: Mapping[str, Tensor], names: Sequence[str], constants: Sequence[Tensor]
+) -> Graph:
+    with _Tracer(leaves, constants) as tracer, torch.no_grad():
         results = _results(step, leaves, names)
     outputs = tuple((name, tracer.ref(result, name)) for name, result in zip(names, results, strict=True))
     graph = prune(Graph(tracer.inputs, tuple(tracer.nodes), outputs))
@@ -329,18 +368,36 @@ def _trace_forward(step: StepFunction, leaves: Mapping[str, Tensor], names: Sequ
     return graph
 
 
-def _trace_vjp(step: StepFunction, leaves: Mapping[str, Tensor], names: Sequence[str], wanted: Sequence[str]) -> Graph:
+def _vjp(results: Sequence[Tensor], inputs: Sequence[Tensor], grads: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """`torch.autograd.grad` with `allow_unused`.
+
+    Quirk: that function (torch 2.13) imports sympy to check the shapes of given gradients, a quarter of a second of a
+    process's start; here they are right by construction. Goes when the import does.
+    """
+    engine = torch.autograd.Variable._execution_engine
+    return engine.run_backward(
+        tuple(results), tuple(grads), False, False, tuple(inputs), allow_unreachable=True, accumulate_grad=False
+    )
+
+
+def _trace_vjp(
+    step: StepFunction,
+    leaves: Mapping[str, Tensor],
+    names: Sequence[str],
+    wanted: Sequence[str],
+    constants: Sequence[Tensor],
+) -> Graph:
     with torch.no_grad():
         examples = _results(step, leaves, names)
     cotangents = {f"d_{name}": torch.ones_like(example) for name, example in zip(names, examples, strict=True)}
-    with _Tracer({**leaves, **cotangents}) as tracer, torch.enable_grad():
+    # Tracing may happen inside a user's saved-tensor hooks (checkpointing counts what is saved): it saves past them.
+    as_is = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+    with _Tracer({**leaves, **cotangents}, constants) as tracer, torch.enable_grad(), as_is:
         results = _results(step, leaves, names)
         attached = [(r, g) for r, g in zip(results, cotangents.values(), strict=True) if r.requires_grad]
         gradients: Sequence[Tensor | None] = [None] * len(wanted)
         if attached:
-            gradients = torch.autograd.grad(
-                [r for r, _ in attached], [leaves[n] for n in wanted], [g for _, g in attached], allow_unused=True
-            )
+            gradients = _vjp([r for r, _ in attached], [leaves[n] for n in wanted], [g for _, g in attached])
         given = [torch.zeros_like(leaves[n]) if g is None else g for n, g in zip(wanted, gradients, strict=True)]
     outputs = tuple((f"d_{name}", tracer.ref(g, name)) for name, g in zip(wanted, given, strict=True))
     graph = prune(Graph(tracer.inputs, tuple(tracer.nodes), outputs))

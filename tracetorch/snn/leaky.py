@@ -1,103 +1,143 @@
-"""The first native layers: `LI` (a leaky integrator) and `LIB` (with one threshold)."""
+"""The 32 native layers. A name spells its parts: D dual, S synapse, R recurrent; then the family; then EMA.
 
-from __future__ import annotations
+`LI` gives the membrane; `LIB` fires above one threshold; `LIT` has one for each sign; `LITS` a scale for each sign too.
+The equations of each are in its docstring, made from its parts: `help(tt.snn.DSRLITS)`.
+"""
 
-from collections.abc import Callable
-
-from torch import Tensor, nn
-
-from tracetorch.core.layer import Layer, Value
-from tracetorch.functional.spikes import sigmoid4x
+from tracetorch.snn.composed import Composed
 
 
-class LI(Layer):
-    """Leaky integrator: `mem = beta*mem + x`; the output is the membrane. For read-outs.
-
-    Args:
-        num_neurons: size of the input at `dim`.
-        beta: decay of the membrane in one step, in (0, 1); a scalar, or one per neuron.
-        dim: the feature dimension of the input.
-        beta_rank: 0 for one shared value, 1 for one per neuron.
-        learn_beta: whether `raw_beta` is a parameter (else a buffer). `beta = sigmoid(raw_beta)`.
-
-    Raises:
-        ValueError: a value out of its range or of the wrong shape.
-    """
-
-    mem: Tensor | None
-    beta: Tensor
-
-    def __init__(
-        self, num_neurons: int, beta: Value = 0.9, dim: int = -1, beta_rank: int = 1, learn_beta: bool = True
-    ) -> None:
-        super().__init__(num_neurons, dim)
-        self.define_state("mem")
-        self.define_decay("beta", beta, beta_rank, learn_beta)
-
-    def step(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        """x, mem [..., num_neurons] -> output, mem."""
-        (mem,) = states
-        mem = self.beta * mem + x
-        return mem, mem
+class LI(Composed, family="LI"):
+    """Leaky integrator; the output is the membrane. For read-outs:"""
 
 
-class LIB(Layer):
-    """Leaky integrator with one threshold, reset by subtraction in the same step, gradient attached:
+class DLI(Composed, family="LI", parts="D"):
+    """Dual leaky integrator: a membrane for each sign of the input:"""
 
-        mem = beta*mem + x
-        s = quant_fn(spike_fn(mem - threshold + bias))
-        mem = mem - s*threshold
 
-    The output is `s`: smooth with the default `quant_fn`, a spike with `tt.functional.round_ste()`.
+class SLI(Composed, family="LI", parts="S"):
+    """Leaky integrator of a synaptic trace:"""
 
-    Args:
-        num_neurons: size of the input at `dim`.
-        beta: decay of the membrane in one step, in (0, 1); a scalar, or one per neuron.
-        threshold: above 0; a scalar, or one per neuron.
-        bias: added to the membrane in the spike test only.
-        dim: the feature dimension of the input.
-        beta_rank, threshold_rank, bias_rank: 0 for one shared value, 1 for one per neuron.
-        learn_beta, learn_threshold, learn_bias: whether the raw value is a parameter (else a buffer).
-        spike_fn: from `mem - threshold + bias` to a spike's size, elementwise, differentiable.
-        quant_fn: what makes it discrete.
 
-    Raises:
-        ValueError: a value out of its range or of the wrong shape.
-    """
+class DSLI(Composed, family="LI", parts="DS"):
+    """Dual leaky integrator of a synaptic trace:"""
 
-    mem: Tensor | None
-    beta: Tensor
-    threshold: Tensor
-    bias: Tensor
 
-    def __init__(
-        self,
-        num_neurons: int,
-        beta: Value = 0.9,
-        threshold: Value = 1.0,
-        bias: Value = 0.0,
-        dim: int = -1,
-        beta_rank: int = 1,
-        threshold_rank: int = 1,
-        bias_rank: int = 1,
-        learn_beta: bool = True,
-        learn_threshold: bool = True,
-        learn_bias: bool = True,
-        spike_fn: Callable[[Tensor], Tensor] = sigmoid4x,
-        quant_fn: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        super().__init__(num_neurons, dim)
-        self.define_state("mem")
-        self.define_decay("beta", beta, beta_rank, learn_beta)
-        self.define_positive("threshold", threshold, threshold_rank, learn_threshold)
-        self.define_parameter("bias", bias, bias_rank, learn_bias)
-        self.spike_fn = spike_fn
-        self.quant_fn = nn.Identity() if quant_fn is None else quant_fn
+class LIEMA(Composed, family="LI", ema=True):
+    """Exponential moving average of the input:"""
 
-    def step(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        """x, mem [..., num_neurons] -> spikes, mem."""
-        (mem,) = states
-        threshold = self.threshold
-        mem = self.beta * mem + x
-        s = self.quant_fn(self.spike_fn(mem - threshold + self.bias))
-        return s, mem - s * threshold
+
+class DLIEMA(Composed, family="LI", parts="D", ema=True):
+    """Dual exponential moving average: one for each sign of the input:"""
+
+
+class SLIEMA(Composed, family="LI", parts="S", ema=True):
+    """Exponential moving average of a synaptic trace:"""
+
+
+class DSLIEMA(Composed, family="LI", parts="DS", ema=True):
+    """Dual exponential moving average of a synaptic trace:"""
+
+
+class LIB(Composed, family="LIB"):
+    """Leaky integrator with one threshold, reset by subtraction in the same step, gradient attached:"""
+
+
+class DLIB(Composed, family="LIB", parts="D"):
+    """Dual `LIB`: a membrane for each sign, half of the reset from each:"""
+
+
+class SLIB(Composed, family="LIB", parts="S"):
+    """`LIB` on a synaptic trace:"""
+
+
+class RLIB(Composed, family="LIB", parts="R"):
+    """`LIB` that takes a trace of its own output:"""
+
+
+class DSLIB(Composed, family="LIB", parts="DS"):
+    """Dual `LIB` on a synaptic trace:"""
+
+
+class DRLIB(Composed, family="LIB", parts="DR"):
+    """Dual `LIB` that takes a trace of its own output:"""
+
+
+class SRLIB(Composed, family="LIB", parts="SR"):
+    """`LIB` on a synaptic trace that takes a trace of its own output:"""
+
+
+class DSRLIB(Composed, family="LIB", parts="DSR"):
+    """Dual `LIB` on a synaptic trace that takes a trace of its own output:"""
+
+
+class LIT(Composed, family="LIT"):
+    """Leaky integrator with a positive and a negative threshold: outputs 1, 0 and -1 when quantized:"""
+
+
+class DLIT(Composed, family="LIT", parts="D"):
+    """Dual `LIT`: a membrane for each sign, half of each reset from each:"""
+
+
+class SLIT(Composed, family="LIT", parts="S"):
+    """`LIT` on a synaptic trace:"""
+
+
+class RLIT(Composed, family="LIT", parts="R"):
+    """`LIT` that takes a trace of its own output:"""
+
+
+class DSLIT(Composed, family="LIT", parts="DS"):
+    """Dual `LIT` on a synaptic trace:"""
+
+
+class DRLIT(Composed, family="LIT", parts="DR"):
+    """Dual `LIT` that takes a trace of its own output:"""
+
+
+class SRLIT(Composed, family="LIT", parts="SR"):
+    """`LIT` on a synaptic trace that takes a trace of its own output:"""
+
+
+class DSRLIT(Composed, family="LIT", parts="DSR"):
+    """Dual `LIT` on a synaptic trace that takes a trace of its own output:"""
+
+
+class LITS(Composed, family="LITS"):
+    """`LIT` with a scale for each sign of its output:"""
+
+
+class DLITS(Composed, family="LITS", parts="D"):
+    """Dual `LITS`: a membrane for each sign, half of each reset from each:"""
+
+
+class SLITS(Composed, family="LITS", parts="S"):
+    """`LITS` on a synaptic trace:"""
+
+
+class RLITS(Composed, family="LITS", parts="R"):
+    """`LITS` that takes a trace of its own output:"""
+
+
+class DSLITS(Composed, family="LITS", parts="DS"):
+    """Dual `LITS` on a synaptic trace:"""
+
+
+class DRLITS(Composed, family="LITS", parts="DR"):
+    """Dual `LITS` that takes a trace of its own output:"""
+
+
+class SRLITS(Composed, family="LITS", parts="SR"):
+    """`LITS` on a synaptic trace that takes a trace of its own output:"""
+
+
+class DSRLITS(Composed, family="LITS", parts="DSR"):
+    """Dual `LITS` on a synaptic trace that takes a trace of its own output:"""
+
+
+LAYERS = (
+    *(LI, DLI, SLI, DSLI, LIEMA, DLIEMA, SLIEMA, DSLIEMA),
+    *(LIB, DLIB, SLIB, RLIB, DSLIB, DRLIB, SRLIB, DSRLIB),
+    *(LIT, DLIT, SLIT, RLIT, DSLIT, DRLIT, SRLIT, DSRLIT),
+    *(LITS, DLITS, SLITS, RLITS, DSLITS, DRLITS, SRLITS, DSRLITS),
+)

@@ -1,0 +1,327 @@
+"""Any layer's sequence through one kernel: its step is traced as it is, its attributes are looked up at every call.
+
+`Sequencer` belongs to one layer and keeps the kernels built for it. It is no part of the layer's state: copied or
+pickled it is empty.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch.fused import compiler, executor
+from tracetorch.fused.executor import FuseWarning
+from tracetorch.fused.graph import Graph, GraphError, Ref, narrowed
+from tracetorch.fused.hoist import LayerStep, LayerTrace, Prelude, prepare
+from tracetorch.fused.reads import Reads, read
+from tracetorch.fused.scan import Kernel, compiled, scan
+from tracetorch.fused.trace import Traced, trace
+
+_PLANS = 64  # configurations of one layer whose kernels are kept
+_DTYPES = (torch.float32, torch.float64)
+
+
+class Unfused(RuntimeError):
+    """Why a sequence does not run through a kernel: the caller runs the layer's own code instead."""
+
+
+@dataclass
+class _Plan:
+    """One state of a layer's configuration: what is computed before the kernel, and the kernels themselves."""
+
+    prelude: Prelude | None = None
+    used: tuple[str, ...] = ()  # the values that any kernel may take
+    refused: str = ""
+    kernels: dict[Any, tuple[Kernel, tuple[str, ...]] | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Outputs, the states after the last step, and, where asked for, the states after every step, all by name."""
+
+    outputs: Tensor
+    last: Mapping[str, Tensor]
+    recorded: Mapping[str, Tensor]
+
+
+class Sequencer:
+    """The kernels of one layer.
+
+    Args:
+        states: the states' names.
+        body: calls the layer's own step: `body(layer, x, states by name) -> output, *new states`.
+        skip: the layer's attributes that a call changes, states included.
+    """
+
+    def __init__(self, states: Sequence[str], body: LayerStep, skip: Sequence[str]) -> None:
+        self.states, self.body, self.skip = tuple(states), body, tuple(skip)
+        self.plans: dict[Any, _Plan] = {}
+        self.latest: tuple[torch.dtype, Reads, _Plan] | None = None
+
+    def run(
+        self,
+        layer: nn.Module,
+        xs: Tensor,
+        time_dim: int,
+        first: Mapping[str, Tensor],
+        record: Sequence[str] = (),
+    ) -> Result:
+        """All steps of a sequence.
+
+        Args:
+            layer: the layer; it is not changed, the caller keeps the new states.
+            xs: [T, B, ...] or, with `time_dim=1`, [B, T, ...].
+            first: states before the first step, [B, ...] or of no dimension.
+            record: states wanted after every step, in the shape of `xs`, differentiable where gradients are on.
+
+        Raises:
+            Unfused: this layer or input runs through its own code; says why.
+        """
+        element = check_input(xs, time_dim)
+        states = [_state(name, first[name], element, xs.dtype) for name in self.states]
+        reads, plan = self._plan(layer, xs.dtype)
+        if plan.prelude is None and not plan.refused:
+            self._prepare(plan, layer, xs.dtype)
+        if plan.refused:
+            raise Unfused(plan.refused)
+        grads = torch.is_grad_enabled()
+        needed = grads and any(t.requires_grad for t in (xs, *states, *reads.tensors.values()))
+        kept = record if not needed else ()
+        outputs, last, recorded = self._scan(plan, layer, reads.tensors, xs, time_dim, states, "", bool(kept))
+        series = {name: recorded[self.states.index(name)] for name in kept}
+        if needed:
+            for name in record:
+                series[name] = self._scan(plan, layer, reads.tensors, xs, time_dim, states, name, False)[0]
+        return Result(outputs, dict(zip(self.states, last, strict=True)), series)
+
+    def _plan(self, layer: nn.Module, dtype: torch.dtype) -> tuple[Reads, _Plan]:
+        """What the layer reads now, and the plan for it."""
+        if self.latest is not None and self.latest[0] is dtype and self.latest[1].unchanged():
+            return self.latest[1], self.latest[2]
+        reads = read(layer, self.skip)
+        plan = self.plans.setdefault((dtype, reads.guard), _Plan())
+        if len(self.plans) > _PLANS:  # a value that changes at every call, annealed for instance
+            del self.plans[next(iter(self.plans))]
+        self.latest = (dtype, reads, plan)
+        return reads, plan
+
+    def _prepare(self, plan: _Plan, layer: nn.Module, dtype: torch.dtype) -> None:
+        try:
+            ready = prepare(layer, self.body, self.states, self.skip, dtype)
+            plan.used = traced_step(ready, (), True)[1]
+            plan.prelude = ready.prelude
+        except Exception as error:  # whatever a framework's code raises: its own forward will say it better
+            plan.refused = _said(layer, error)
+
+    def _scan(
+        self,
+        plan: _Plan,
+        layer: nn.Module,
+        tensors: Mapping[str, Tensor],
+        xs: Tensor,
+        time_dim: int,
+        states: list[Tensor],
+        output: str,
+        record: bool,
+    ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """One kernel call; `output`: a state's name to have its values in the place of the outputs."""
+        assert plan.prelude is not None
+        known = dict(zip(plan.used, plan.prelude.values(tensors, plan.used), strict=True))
+        grads = torch.is_grad_enabled()
+        learned = tuple(name for name, value in known.items() if grads and value.requires_grad)
+        backward = grads and (bool(learned) or xs.requires_grad or any(state.requires_grad for state in states))
+        key = (learned, backward, output)
+        if key not in plan.kernels:
+            plan.kernels[key] = self._build(layer, xs.dtype, learned, backward, output)
+        found = plan.kernels[key]
+        if isinstance(found, str):
+            raise Unfused(found)
+        kernel, names = found
+        values = [_value(known[name], states[0].shape, xs) for name in names]
+        outputs, last, recorded = scan(kernel, xs, time_dim, states, values, record)
+        if kernel.traced.vjp is not None and "d_output" not in _used(kernel.traced.vjp):
+            outputs = outputs.detach()  # spikes without a surrogate gradient, as the step itself returns them
+        return outputs, last, recorded
+
+    def _build(
+        self, layer: nn.Module, dtype: torch.dtype, learned: Sequence[str], backward: bool, output: str
+    ) -> tuple[Kernel, tuple[str, ...]] | str:
+        try:
+            traced, names = traced_step(
+                prepare(layer, self.body, self.states, self.skip, dtype), learned, backward, output
+            )
+            kept = tuple(name for name in names if name in learned)
+            return compiled(traced, self.states, names, kept, dtype), names
+        except (GraphError, compiler.CompilerError) as error:
+            return _said(layer, error)
+
+    def __deepcopy__(self, memo: Any) -> Sequencer:
+        return Sequencer(self.states, self.body, self.skip)
+
+    def __reduce__(self) -> Any:
+        return Sequencer, (self.states, self.body, self.skip)
+
+
+@cache
+def _warn_once(text: str) -> None:
+    warnings.warn(text, FuseWarning, stacklevel=2)
+
+
+def _said(layer: nn.Module, error: Exception) -> str:
+    """A refusal's text, warned of once: a layer's own at each layer, a missing compiler once a process."""
+    if isinstance(error, compiler.CompilerError):
+        _warn_once(f"fused layers run their own code, not a kernel: {error}")
+        return str(error)
+    warnings.warn(f"{type(layer).__name__} runs its own code, not a kernel: {error}", FuseWarning, stacklevel=6)
+    return str(error)
+
+
+def check_input(xs: Tensor, time_dim: int) -> torch.Size:
+    """The shape of one step. Raises `Unfused` for an input that no kernel here takes."""
+    if executor.current() == "eager":
+        raise Unfused("the backend 'eager' is chosen")
+    if executor.current() == "triton":
+        raise Unfused("a fused framework layer has no triton kernel in this version")
+    if type(xs) not in (Tensor, nn.Parameter) or xs.layout is not torch.strided or xs.device.type != "cpu":
+        raise Unfused(f"the input is a {type(xs).__name__} ({xs.layout}) on {xs.device}, not a dense tensor on the CPU")
+    if xs.dtype not in _DTYPES:
+        raise Unfused(f"the input is {xs.dtype}, not float32 or float64")
+    if xs.ndim < 1 + time_dim or xs.numel() == 0:
+        raise Unfused(f"the input has shape {list(xs.shape)}: no time step, or no element")
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+    ):
+        raise Unfused("torch.compile, torch.jit and torch.func run the layer's own code")
+    return torch.Size(size for k, size in enumerate(xs.shape) if k != time_dim)
+
+
+def _state(name: str, state: Any, element: torch.Size, dtype: torch.dtype) -> Tensor:
+    if type(state) not in (Tensor, nn.Parameter) or state.device.type != "cpu" or state.layout is not torch.strided:
+        raise Unfused(f"the state {name} is no dense tensor on the CPU")
+    if state.dtype is not dtype:
+        raise Unfused(f"the state {name} is {state.dtype}, the input {dtype}")
+    if state.shape == element:
+        return state
+    if state.ndim == 0:
+        return state.expand(element)
+    raise Unfused(f"the state {name} has shape {list(state.shape)}, a step {list(element)}")
+
+
+def _value(value: Tensor, element: torch.Size, xs: Tensor) -> Tensor:
+    """A parameter's value for the kernel: where torch would compute in another dtype or shape, `Unfused`."""
+    if value.device.type != "cpu":
+        raise Unfused(f"a parameter is on {value.device}, the input on the CPU")
+    if value.dtype is not xs.dtype:
+        if torch.result_type(value, xs) is not xs.dtype or not element:
+            raise Unfused(f"a parameter of {value.dtype} makes the result another type than the input's {xs.dtype}")
+        value = value.to(xs.dtype)
+    pairs = zip(reversed(value.shape), reversed(element), strict=False)
+    if value.ndim > len(element) or any(size not in (1, whole) for size, whole in pairs):
+        raise Unfused(f"a parameter of shape {list(value.shape)} does not broadcast against a step {list(element)}")
+    return value
+
+
+# ---- from a layer's step to a traced step ----------------------------------------------------------------------------
+
+
+def traced_step(
+    layer: LayerTrace, learned: Sequence[str], backward: bool, output: str = "", shape: Any = (2, 4)
+) -> tuple[Traced, tuple[str, ...]]:
+    """The graphs of a prepared step, and the names of the prelude's values that they take, in order.
+
+    Raises:
+        GraphError: not pointwise; or in float64, arithmetic in float32 that a float64 kernel would round otherwise.
+    """
+    states = layer.states
+
+    def step(given: Mapping[str, Tensor]) -> Sequence[Tensor]:
+        results = list(layer.step(given))
+        if output:
+            results[0] = results[1 + states.index(output)]
+        return results
+
+    every = layer.prelude.names
+    example = {name: torch.full(shape, 0.5, dtype=layer.kind(name)) for name in ("x", *states, *every)}
+    wanted = ("x", *states) if backward else ()
+    first = trace(step, example, states, wanted, constants=layer.reads.constants)
+    used = _used(first.forward) | (_used(first.vjp) if first.vjp is not None else set())
+    names = tuple(name for name in every if name in used)
+    kept = tuple(name for name in names if name in learned)
+    final = (
+        trace(step, example, states, (*wanted, *kept), carried=kept, constants=layer.reads.constants) if kept else first
+    )
+    _check_dtypes(final.forward, layer)
+    vjp_inputs = [f"d_{name}" for name in ("output", *(f"{n}'" for n in (*states, *kept)))]
+    inputs = ("x", *states, *names)
+    vjp = None if final.vjp is None else narrowed(final.vjp, (*inputs, *vjp_inputs))
+    return Traced(narrowed(final.forward, inputs), vjp), names
+
+
+# Where the kernel's bits may differ from torch's in the last places.
+_ROUNDED = frozenset({"exp", "log", "sigmoid", "tanh", "sqrt"})
+
+
+def rounded(traced: Traced) -> list[str]:
+    """Operations of the step itself that the kernel computes within 2 ulp of torch instead of equally."""
+    return sorted({node.op for node in traced.forward.nodes} & _ROUNDED)
+
+
+def _used(graph: Graph) -> set[str]:
+    """Names of the inputs that a graph's outputs need; an input passed through unchanged counts."""
+    refs = [ref.index for _, ref in graph.outputs]
+    refs += [a.index for node in graph.nodes for a in node.args if isinstance(a, Ref)]
+    return {graph.inputs[index][0] for index in refs if index < len(graph.inputs)}
+
+
+def _check_dtypes(graph: Graph, layer: LayerTrace) -> None:
+    for name, ref in graph.outputs:
+        if name != "output" and graph.dtype(ref) is not layer.dtype:
+            raise GraphError(f"the state {name} becomes {graph.dtype(ref)} from {layer.dtype}")
+    others = [node for node in graph.nodes if node.dtype not in (torch.float32, torch.float64, torch.bool)]
+    if layer.dtype is torch.float32:
+        others += [node for node in graph.nodes if node.dtype is torch.float64]
+    if others:
+        raise GraphError(f"{others[0].op} computes in {others[0].dtype}, the input is {layer.dtype}")
+    if layer.dtype is torch.float64:
+        known = _exact_in_float32(graph, layer)
+        for k, node in enumerate(graph.nodes):
+            if node.dtype is torch.float32 and len(graph.inputs) + k not in known:
+                raise GraphError(f"{node.op} computes in float32 on an input of float64, and rounds")
+
+
+def _exact_in_float32(graph: Graph, layer: LayerTrace) -> dict[int, str]:
+    """Values that a float64 kernel may hold where torch has float32, as float32 holds them too: "binary" (0 or 1),
+    "whole" (small integers) or "float" (a parameter of float32). Products with a binary value are exact."""
+    n = len(graph.inputs)
+    known = {
+        k: "float"
+        for k, (name, dtype) in enumerate(graph.inputs)
+        if dtype is torch.float32 and name in layer.real and layer.real[name].dtype is torch.float32
+    }
+
+    def kind(argument: Any) -> str:
+        if isinstance(argument, Ref):
+            return "binary" if graph.dtype(argument) is torch.bool else known.get(argument.index, "")
+        return "binary" if argument in (0, 1) else "whole" if float(argument).is_integer() else "float"
+
+    for k, node in enumerate(graph.nodes):
+        if node.dtype is torch.bool:
+            continue
+        kinds = [kind(argument) for argument in (node.args[1:] if node.op == "where" else node.args)]
+        if node.op in ("floor", "ceil", "trunc", "round", "sign"):
+            known[n + k] = "whole"
+        elif node.op == "mul" and "binary" in kinds and all(kinds):
+            known[n + k] = kinds[1 - kinds.index("binary")]
+        elif node.op in ("mul", "add", "sub") and set(kinds) <= {"binary", "whole"}:
+            known[n + k] = "binary" if node.op == "sub" and node.args[0] == 1 and kinds[1] == "binary" else "whole"
+        elif node.op in ("cast", "neg", "abs", "where", "minimum", "maximum", "full_like") and all(kinds):
+            known[n + k] = next((each for each in ("float", "whole") if each in kinds), "binary")
+    return known

@@ -45,7 +45,7 @@ def _tensors(layer: Layer) -> dict[str, Tensor]:
 def _replaced(layer: Layer, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """Put tensors in the place of those of `_tensors`, for tracing, and back."""
     saved: list[tuple[dict[str, Any], str, Any]] = []
-    layer.overrides = {name: tensors[name] for name in layer.raw_forms}
+    layer.overrides.update((name, tensors[name]) for name in layer.raw_forms)
     try:
         for path, tensor in tensors.items():
             if path in layer.raw_forms:
@@ -57,7 +57,7 @@ def _replaced(layer: Layer, tensors: Mapping[str, Tensor]) -> Iterator[None]:
             store[name] = tensor
         yield
     finally:
-        layer.overrides = {}
+        layer.overrides.clear()
         for store, name, tensor in saved:
             store[name] = tensor
 

@@ -68,6 +68,11 @@ class Reads:
         return self.seen.unchanged()
 
 
+def _same(mapping: Mapping[Any, Any], keys: list[Any], values: list[Any]) -> bool:
+    """Whether a dictionary has these keys with these very objects."""
+    return len(mapping) == len(keys) and list(mapping) == keys and all(map(is_, mapping.values(), values))
+
+
 @dataclass
 class _Seen:
     """Everything mutable that a walk went through, and what was in it, by identity."""
@@ -81,20 +86,22 @@ class _Seen:
     doubtful: bool = False  # something whose contents cannot be compared quickly
 
     def mapping(self, value: Mapping[Any, Any], skip: frozenset[str] = frozenset()) -> None:
-        """Remember a dictionary, but for some of its keys."""
-        items = [(key, item) for key, item in value.items() if key not in skip]
-        self.dicts.append((value, skip, [key for key, _ in items], [item for _, item in items]))
+        """Remember a dictionary, of which the values of some keys may change."""
+        self.dicts.append((value, skip, list(value), list(value.values())))
 
     def unchanged(self) -> bool:
         if self.doubtful:
             return False
         for mapping, skip, keys, values in self.dicts:
-            now = [item for item in mapping.items() if item[0] not in skip] if skip else mapping.items()
-            if len(now) != len(keys):
+            if _same(mapping, keys, values):
+                continue
+            if skip.isdisjoint(keys):
                 return False
-            for (key, value), old_key, old in zip(now, keys, values, strict=True):
-                if value is not old or key != old_key:
-                    return False
+            # What a call changes is among them: only the rest has to be the same.
+            before = {k: v for k, v in zip(keys, values, strict=True) if k not in skip}
+            now = {k: v for k, v in mapping.items() if k not in skip}
+            if not _same(now, list(before), list(before.values())):
+                return False
         return (
             all(len(a) == len(b) and all(map(is_, a, b)) for a, b in self.lists)
             and all(_content(cell) is content for cell, content in self.cells)

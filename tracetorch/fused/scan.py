@@ -17,7 +17,7 @@ from tracetorch.fused import compiler, kernel_c, memory
 from tracetorch.fused.trace import StepFunction, Traced, trace
 
 _PROCESS = os.getpid()
-_STREAMED = 2**22  # elements of a sequence from which outputs are written past the caches
+_STREAMED = 2**19  # elements of a sequence from which outputs are written past the caches
 
 
 def _threads() -> int:

@@ -484,7 +484,7 @@ def test_offsets_beyond_two_to_the_31_elements():
         expected.append(output)
     tensors = {"x": x, "y": y, "first_mem": mem, "last_mem": torch.empty(n), "beta": beta}
     saved = torch.empty(1, n)
-    numbers = {"T": steps, "B": 1, "N": n, "threads": 1, "x_t": apart, "x_b": 0, "y_t": apart, "y_b": 0}
+    numbers = {"T": steps, "B": 1, "N": n, "threads": 1, "width": 512, "x_t": apart, "x_b": 0, "y_t": apart, "y_b": 0}
     numbers |= {"beta_b": 0, "beta_n": 0}
     for stream in (0, 1):
         kernel.call(

@@ -29,8 +29,8 @@ class Layout:
     integers: tuple[str, ...]
 
 
-# `stream`: whether outputs go past the caches.
-_INTEGERS = ("T", "B", "N", "threads", "stream", "x_t", "x_b", "y_t", "y_b")
+# `stream`: whether outputs go past the caches. `width`: elements of a job, at most BLOCK.
+_INTEGERS = ("T", "B", "N", "threads", "stream", "width", "x_t", "x_b", "y_t", "y_b")
 
 
 def _parameter_integers(parameters: Sequence[str]) -> list[str]:
@@ -60,11 +60,11 @@ def _head(name: str, layout: Layout) -> list[str]:
     lines += [f"  const int64_t {i} = integers[{k}];" for k, i in enumerate(layout.integers)]
     return [
         *lines,
-        "  const int64_t blocks = (N + BLOCK - 1) / BLOCK;",
+        "  const int64_t blocks = (N + width - 1) / width;",
         "#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)",
         "  for (int64_t job = 0; job < B * blocks; job++) {",
-        "    const int64_t b = job / blocks, n = (job % blocks) * BLOCK;",
-        "    const int64_t m = N - n < BLOCK ? N - n : BLOCK, at = b * N + n;",
+        "    const int64_t b = job / blocks, n = (job % blocks) * width;",
+        "    const int64_t m = N - n < width ? N - n : width, at = b * N + n;",
     ]
 
 

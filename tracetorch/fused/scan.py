@@ -14,9 +14,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tracetorch.fused import compiler, kernel_c, memory
+from tracetorch.fused.emit_c import BLOCK
 from tracetorch.fused.trace import StepFunction, Traced, trace
 
 _PROCESS = os.getpid()
+_SMALL = 2**14  # elements of a sequence up to which one thread runs it: waking others takes as long
 _STREAMED = 2**19  # elements of a sequence from which outputs are written past the caches
 
 
@@ -139,9 +141,14 @@ class Geometry:
 
     def numbers(self, parameters: Mapping[str, Tensor]) -> dict[str, int]:
         """The integers that a kernel takes, by name."""
+        work = self.T * self.B * self.N
+        threads = 1 if work < _SMALL else _threads()
+        # Where there are fewer blocks than threads, narrower ones: whole strips, so that vectors stay full.
+        share = -(-self.B * self.N // threads) // max(1, self.B)
+        width = min(BLOCK, max(kernel_c.STRIP, -(-share // kernel_c.STRIP) * kernel_c.STRIP))
         values = {
             "T": self.T, "B": self.B, "N": self.N, "x_t": self.x_t, "x_b": self.x_b, "y_t": self.y_t, "y_b": self.y_b,
-            "threads": _threads(), "stream": int(self.T * self.B * self.N >= _STREAMED),
+            "threads": threads, "stream": int(work >= _STREAMED), "width": width,
         }  # fmt: skip
         for name, tensor in parameters.items():
             size = tensor.numel()

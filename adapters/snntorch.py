@@ -270,6 +270,9 @@ def _refuse(spec: NeuronSpec, building: Building) -> None:
     bias = spec.parameters.get("bias")
     if bias is not None and (bias.value.any() or bias.learnable):
         raise building.impossible("bias", str(bias), "snntorch.Leaky has none", "bias=0, not learnable")
+    leak = spec.parameters.get("leak")
+    if leak is not None and (leak.value.any() or leak.learnable):
+        raise building.impossible("leak", str(leak), "snntorch.Leaky decays to 0", "leak=0, not learnable")
 
 
 def _stock_mechanism(spec: NeuronSpec, building: Building) -> tuple[str, bool]:

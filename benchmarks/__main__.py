@@ -1,4 +1,4 @@
-"""`python -m benchmarks [kernels overhead peers gpu] [--out FILE]`: all of them without a name; the results as JSON."""
+"""`python -m benchmarks [kernels peers unroll overhead gpu] [--out FILE]`: without a name all; the results as JSON."""
 
 from __future__ import annotations
 
@@ -10,9 +10,15 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import gpu, kernels, overhead, peers
+from benchmarks import gpu, kernels, overhead, peers, unroll
 
-NAMED = {"kernels": kernels.main, "peers": peers.main, "overhead": overhead.main, "gpu": gpu.main}
+NAMED = {
+    "kernels": kernels.main,
+    "peers": peers.main,
+    "unroll": unroll.main,
+    "overhead": overhead.main,
+    "gpu": gpu.main,
+}
 
 
 def main() -> None:

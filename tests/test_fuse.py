@@ -39,15 +39,7 @@ def marked(names):
     return [pytest.param(name, marks=pytest.mark.sweep if name in LONG else ()) for name in names]
 
 
-@pytest.fixture(autouse=True)
-def _poisoned():
-    """Memory that a kernel forgets to write holds NaN."""
-    before = torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = before
+pytestmark = pytest.mark.usefixtures("poisoned")
 
 
 def assert_bits(a, b, what=""):

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 MAPPED = {"tracetorch": "tracetorch", "adapters": "tracetorch.adapters", "cli": "tracetorch.cli"}
-MAPPED["conformance"] = "tracetorch.conformance"  # not there yet; the arrows are already known
+MAPPED["conformance"] = "tracetorch.conformance"
 
 # framework -> what its adapter file may import
 PEERS = {
@@ -182,6 +182,8 @@ def wrong_arrows(path: str, source: str) -> list[str]:
         allowed = allowed | PEERS.get(Path(path).stem.removesuffix("_fuse"), set())
     elif folder == "cli":
         lazily = CLI_THIRD_PARTY.get(path, set())
+    elif path in ("conformance/pytest_options.py", "conformance/test_suite.py"):
+        allowed = allowed | {"pytest"}  # pytest --pyargs tracetorch.conformance
     faults = []
     for name, lazy in imports(ast.parse(source)):
         parts = name.split(".")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 MAPPED = {"tracetorch": "tracetorch", "adapters": "tracetorch/adapters", "cli": "tracetorch/cli"}
+MAPPED["conformance"] = "tracetorch/conformance"
 SHIPPED = ["pyproject.toml", "LICENSE", *MAPPED]
 
 
@@ -75,6 +77,7 @@ def test_the_wheel_has_every_file_of_the_mapped_folders(wheel: Path) -> None:
     }
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
+    wanted |= {f"tracetorch/conformance/golden/{path.name}" for path in (ROOT / "conformance" / "golden").iterdir()}
     shipped = {name for name in names if ".dist-info/" not in name}
     assert shipped == wanted | {"tracetorch/py.typed"}  # nothing forgotten, no tests and no stray files
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
@@ -139,6 +142,44 @@ def test_the_installed_wheel_computes_and_its_command_runs(environment: Path, tm
     assert call(environment / "bin" / "python", "-W", "error", "-c", code, cwd=tmp_path).strip() == "(2, 3)"
     report = json.loads(call(environment / "bin" / "tracetorch", "doctor", "--json", cwd=tmp_path))
     assert report["ok"] is True
+
+
+TWICE = """
+import sys
+def pytest_sessionfinish(session):
+    by_file = {}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file and "/tracetorch/" in file:
+            by_file.setdefault(file, []).append(name)
+    twice = {file: names for file, names in by_file.items() if len(names) > 1 or not names[0].startswith("tracetorch")}
+    print("LOADED", len(by_file), "TWICE", twice)
+"""
+
+
+def test_the_conformance_suite_runs_by_pytest_on_the_installed_package(environment: Path, tmp_path: Path) -> None:
+    """And no module is loaded twice by it."""
+    (tmp_path / "twice.py").write_text(TWICE, encoding="utf-8")
+    cases = ("--case", "comparison", "--case", "number.infinite", "--case", "decay.none")
+    out = call(
+        *(environment / "bin" / "python", "-W", "error", "-m", "pytest", "-s", "-p", "twice", "-p", "no:cacheprovider"),
+        *(
+            "-p",
+            "tracetorch.conformance.pytest_options",
+            "--pyargs",
+            "tracetorch.conformance",
+            "--subject",
+            "tracetorch",
+            *cases,
+            "--junitxml",
+            "junit.xml",
+        ),
+        cwd=tmp_path,
+        PYTHONPATH=str(tmp_path),
+    )
+    assert "2 passed, 1 skipped, 1 xfailed" in out, out
+    assert re.search(r"LOADED [1-9]\d+ TWICE {}", out), out
+    assert 'tests="4"' in (tmp_path / "junit.xml").read_text(encoding="utf-8")
 
 
 def test_an_editable_install_gives_the_same_packages(tmp_path: Path) -> None:

@@ -164,7 +164,9 @@ class Layer(nn.Module):
             results = tuple(tensor.movedim(-1, self.dim) for tensor in results)
         for name, state in zip(self.state_names, results[1:], strict=True):
             setattr(self, name, state)
-        return self._followed(results[0])
+        if not torch.compiler.is_compiling():
+            self.trail.follow(results)
+        return results[0]
 
     def unroll(self, xs: Tensor, time_dim: int = 0) -> Tensor:
         """The whole sequence. xs: [T, B, ...] (`time_dim=0`) or [B, T, ...] (`time_dim=1`); same shape back.
@@ -176,7 +178,9 @@ class Layer(nn.Module):
         self._follow_states()
         fused = fused_layers.attempt(self, xs, time_dim)
         if fused is not None:
-            return self._followed(fused)
+            if not torch.compiler.is_compiling():
+                self.trail.fused = True
+            return fused
         outputs, _ = self.trace(xs, time_dim, states=())
         return outputs
 
@@ -232,22 +236,22 @@ class Layer(nn.Module):
 
     def _follow_states(self) -> None:
         """Before a call: a state whose graph is freed says so when backward reaches it a second time."""
-        if not torch.compiler.is_compiling() and self.trail.passed:
-            look = self.trail.renew() and torch.is_grad_enabled()
+        trail = self.trail
+        if torch.compiler.is_compiling() or not (trail.passed or trail.fused):
+            return
+        if torch.is_grad_enabled() and not trail.blind:
             for name in self.state_names:
-                state = getattr(self, name)
-                if state is not None and look:
-                    refuse_spent(type(self).__name__, name, state)
-
-    def _followed(self, output: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling():
-            self.trail.follow(output)
-        return output
+                state = self._buffers[name]
+                if state is not None:
+                    refuse_spent(type(self).__name__, name, state, whole=trail.passed)
+        trail.renew()
 
     # ---- states --------------------------------------------------------------------------------------------------
 
     def reset_states(self) -> None:
         """Forget the states; the next step starts from the initial ones, whatever its batch size."""
+        if not torch.compiler.is_compiling():
+            self.trail.renew()
         for name in self.state_names:
             setattr(self, name, None)
 
@@ -260,6 +264,8 @@ class Layer(nn.Module):
 
     def detach_states(self) -> None:
         """Cut the states from the graph that computed them."""
+        if not torch.compiler.is_compiling():
+            self.trail.renew()
         for name in self.state_names:
             state = getattr(self, name)
             if state is not None:

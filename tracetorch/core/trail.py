@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -13,31 +13,37 @@ _NODES = 512  # how far a graph is searched for a part that is freed; a step has
 
 
 class Trail:
-    """Of one layer: whether backward has passed its outputs since the last `renew`.
+    """Of one layer: whether backward has passed its calls since the states were last cut from what was before.
 
-    A hook on each output sees the pass. It costs about a microsecond a call, and nothing without gradients. Where
-    saved-tensor hooks (checkpointing) were at work, what is saved cannot be looked at, and nothing is said.
+    Hooks on the results of the first call see it, since the states lead every later backward there. Where saved-tensor
+    hooks (checkpointing) were at work, what is saved cannot be looked at, and nothing is said.
+
+    Attributes:
+        passed: backward has passed.
+        fused: a kernel made the states: one node of the graph, at which can be looked without a hook.
     """
 
-    __slots__ = ("blind", "hook", "passed")
+    __slots__ = ("armed", "blind", "fused", "mark", "passed")
 
     def __init__(self) -> None:
-        self.passed = self.blind = False
-        self.hook: Callable[[Tensor], None] = _Mark(self)
+        self.passed = self.blind = self.armed = self.fused = False
+        self.mark = _Mark(self)
 
-    def follow(self, output: Tensor) -> None:
-        """Note when backward passes an output."""
-        if output.requires_grad:
+    def follow(self, results: Iterable[Tensor | None]) -> None:
+        """After a call: note when backward passes its results. Costs nothing but after `renew`."""
+        if self.armed:
+            return
+        for tensor in {id(t): t for t in results if t is not None and t.requires_grad}.values():
+            self.armed = True
             self.blind = self.blind or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-            output.register_hook(self.hook)
+            tensor.register_hook(self.mark)
 
-    def renew(self) -> bool:
-        """Begin again; hooks on earlier outputs mean nothing from now on. Returns whether states can be looked at."""
-        sees = not self.blind
-        self.passed = self.blind = False
-        self.hook.trail = None  # type: ignore[attr-defined]
-        self.hook = _Mark(self)
-        return sees
+    def renew(self) -> None:
+        """Begin again; hooks on earlier results mean nothing from now on."""
+        if self.armed:
+            self.mark.trail = None
+            self.mark = _Mark(self)
+        self.passed = self.blind = self.armed = self.fused = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Trail, ()
@@ -54,8 +60,17 @@ class _Mark:
             self.trail.passed = True
 
 
-def freed(node: Any) -> bool:
-    """Whether backward has freed a part of the graph behind this node: torch then refuses to show what it saved."""
+def freed(node: Any, whole: bool) -> bool:
+    """Whether backward has freed this node, or with `whole` a part of the graph behind it.
+
+    Torch then refuses to show what was saved. Only `whole` may run saved-tensor hooks.
+    """
+    if not whole:
+        try:
+            _ = getattr(node, "_raw_saved_tensors", None)
+        except RuntimeError:
+            return True
+        return False
     waiting, seen = [node], {node}
     while waiting and len(seen) < _NODES:
         node = waiting.pop(0)
@@ -72,9 +87,9 @@ def freed(node: Any) -> bool:
     return False
 
 
-def refuse_spent(layer: str, name: str, state: Tensor) -> None:
+def refuse_spent(layer: str, name: str, state: Tensor, whole: bool) -> None:
     """If the graph of a state is freed, a backward pass that reaches it raises `RuntimeError`, naming the remedy."""
-    if state.grad_fn is not None and freed(state.grad_fn):
+    if state.grad_fn is not None and freed(state.grad_fn, whole):
         state.register_hook(partial(_raise, layer, name))
 
 

@@ -169,7 +169,7 @@ def _states(layer: Layer, xs: Tensor, element: torch.Size) -> list[Tensor]:
         if state is None:
             state = xs.new_zeros(element)
         elif state.shape != element:
-            layer.state(name, xs.new_empty(element))  # raises
+            state = layer.state(name, xs.new_empty(element))  # raises, but for layers that keep less than they need
         found.append(state)
     return found
 
@@ -206,7 +206,7 @@ def unroll(
     ys, last, recorded = scan(kernel, xs, time_dim, states, aligned, record)
     if plan.result is not xs.dtype:
         ys = ys.to(plan.result)
-        last, recorded = ([state.to(plan.result) for state in group] for group in (last, recorded))
+        last, recorded = (tuple(state.to(plan.result) for state in group) for group in (last, recorded))
     layer._buffers.update(zip(layer.state_names, last, strict=True))
     return ys, dict(zip(layer.state_names, recorded, strict=False))
 
@@ -279,7 +279,7 @@ def _attempt_compiled(layer: Layer, xs: Tensor, time_dim: int) -> Tensor | None:
 def _ordinary(xs: Tensor) -> bool:
     """Whether a kernel may read the tensor's memory: no subclass, no transform of torch.func, no tracing."""
     plain = type(xs) in (Tensor, nn.Parameter) and xs.layout is torch.strided and xs.dtype in (*_DTYPES, *_HALVES)
-    return plain and not (torch.jit.is_tracing() or torch._C._are_functorch_transforms_active())
+    return plain and not (torch._C._is_tracing() or torch._C._are_functorch_transforms_active())
 
 
 def source(layer: nn.Module, backend: str, backward: bool = False, dtype: torch.dtype = torch.float32) -> str:

@@ -66,6 +66,7 @@ class LIFNeuron(Layer):
         """One step. current: a number, or a floating point tensor of any shape -> spikes of its shape, 0 or 1."""
         if not isinstance(current, Tensor):
             current = torch.full_like(self.potential, current)
+        self._spread(current)
         return super().forward(current)
 
     def step(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
@@ -74,10 +75,19 @@ class LIFNeuron(Layer):
         s = heaviside(v - self.threshold, torch.full_like(v, self.threshold), self.surrogate, v=v).to(v.dtype)
         return s, torch.where(s > 0, self.reset_potential, v), s
 
-    def state(self, name: str, x: Tensor) -> Tensor:
-        """A state before a step; a single value stands for an input of any shape."""
-        state: Tensor = getattr(self, name)
-        return torch.zeros_like(x) + state if state.ndim == 0 else super().state(name, x)
+    def unroll(self, xs: Tensor, time_dim: int = 0) -> Tensor:
+        """The whole sequence. xs: [T, ...] (`time_dim=0`) or [B, T, ...] (`time_dim=1`); same shape back."""
+        if xs.shape[time_dim]:
+            self._spread(xs.select(time_dim, 0))
+        return super().unroll(xs, time_dim)
+
+    def _spread(self, x: Tensor) -> None:
+        """A single value of a state stands for an input of any shape."""
+        self.check_input(x)
+        for name in self.state_names:
+            state = getattr(self, name)
+            if state.ndim == 0 and x.ndim:
+                setattr(self, name, torch.zeros_like(x) + state.to(x.dtype))
 
     def reset_states(self) -> None:
         """Potential and spike back to a single 0, whatever the shape of the next input."""

@@ -192,6 +192,10 @@ class Composed(Layer):
 
     def __init_subclass__(cls, family: str = "", parts: str = "", ema: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if not family and (parts or ema):
+            raise TypeError(f"{cls.__name__}: parts={parts!r}, ema={ema} need family=, one of {', '.join(OUTPUTS)}")
+        if family and "__init__" in vars(cls):
+            raise TypeError(f"{cls.__name__}: its parts make its __init__; write yours in a subclass of it")
         if family:
             cls.parts = Parts.of(family, parts, ema)
             cls.__init__ = _constructor(cls.parts, cls.__name__)  # type: ignore[method-assign]

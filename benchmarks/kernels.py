@@ -55,7 +55,7 @@ class Given:
         chunks = -(-steps // self.kernel.chunk)
         self.tensors: dict[str, Any] = {"x": self.x, "y": self.y, "d_x": self.d_x, "d_y": self.d_y, "beta": self.beta}
         self.tensors |= {f"{name}_mem": state.clone() for name in ("first", "last", "d_first", "d_last")}
-        self.tensors |= {"saved_mem": state.new_zeros(chunks, batch, neurons), "record_mem": None}
+        self.tensors |= {"saved_mem": state.new_zeros(chunks, batch, neurons), "record_mem": None, "d_record_mem": None}
         self.numbers = geometry(self.x, 0).numbers({"beta": self.beta})
 
     def forward(self, save: bool = False) -> None:

@@ -506,6 +506,7 @@ def test_offsets_beyond_two_to_the_31_elements():
             "d_x": y,
             "saved_mem": saved,
             "d_last_mem": torch.zeros(n),
+            "d_record_mem": None,
             "d_first_mem": torch.empty(n),
             "beta": beta,
         },

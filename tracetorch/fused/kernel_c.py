@@ -46,10 +46,10 @@ def forward_layout(states: Sequence[str], parameters: Sequence[str]) -> Layout:
 
 
 def backward_layout(states: Sequence[str], parameters: Sequence[str], learned: Sequence[str]) -> Layout:
-    """Of the backward kernel; `d_x` may be null."""
+    """Of the backward kernel; `d_x` and `d_record_*`, the gradients of recorded states, may be null."""
     pointers = ["x", "d_y", "d_x"]
     for state in states:
-        pointers += [f"saved_{state}", f"d_last_{state}", f"d_first_{state}"]
+        pointers += [f"saved_{state}", f"d_last_{state}", f"d_record_{state}", f"d_first_{state}"]
     pointers += [*parameters, *(f"d_{name}" for name in learned)]
     return Layout(tuple(pointers), (*_INTEGERS, *_parameter_integers(parameters)))
 
@@ -167,6 +167,9 @@ def _backward(traced: Traced, states: Sequence[str], parameters: Sequence[str], 
     lines.append(f"        const int64_t t = c * {CHUNK} + k;")
     lines.append("        const float *restrict x_row = x + t * x_t + b * x_b + n;")
     lines.append("        const float *restrict d_y_row = d_y + t * y_t + b * y_b + n;")
+    for s in states:
+        row = f"l_{s}[e] += d_record_{s}[t * y_t + b * y_b + n + e]"
+        lines.append(f"        if (d_record_{s}) for (int64_t e = 0; e < m; e++) {row};")
     given = {**names, "x": "x_row[e]", "d_output": "d_y_row[e]"}
     given |= {s: f"h_{s}[k][e]" for s in states} | {f"d_{s}'": f"l_{s}[e]" for s in states}
     given |= {f"d_{p}'": f"a_{p}[e]" for p in learned}

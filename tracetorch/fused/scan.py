@@ -7,7 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -42,6 +42,8 @@ class Kernel(ABC):
     output_dtype: torch.dtype
     source: str
     chunk: int
+    # Whether the backward function takes gradients of the states recorded after every step.
+    differentiates_records: ClassVar[bool] = False
     forward_layout: kernel_c.Layout
     backward_layout: kernel_c.Layout
 
@@ -57,6 +59,7 @@ class CKernel(Kernel):
     """Of the C renderer."""
 
     library: ctypes.CDLL
+    differentiates_records: ClassVar[bool] = True
 
     def call(
         self, function: str, layout: kernel_c.Layout, tensors: Mapping[str, Tensor | None], numbers: Mapping[str, int]
@@ -215,7 +218,8 @@ def backward(
 
     Args:
         want_x: whether the gradient of the input is wanted.
-        grads: of the outputs and of each state after the last step; None is zero.
+        grads: of the outputs, of each state after the last step and, if there are more, of the recorded states; None
+            is zero.
         xs, rest, saved: as `forward` took and gave them.
 
     Returns:
@@ -229,9 +233,10 @@ def backward(
     d_x = memory.empty_like(xs) if want_x else None
     tensors: dict[str, Tensor | None] = {"x": xs, "d_y": d_y, "d_x": d_x, **parameters}
     for k, name in enumerate(kernel.states):
-        d_last = grads[1 + k]
+        d_last, d_record = grads[1 + k], grads[1 + count + k] if len(grads) > 1 + count else None
         tensors[f"saved_{name}"] = saved[k]
         tensors[f"d_last_{name}"] = torch.zeros_like(first[k]) if d_last is None else d_last.contiguous()
+        tensors[f"d_record_{name}"] = None if d_record is None else d_record.contiguous()
         tensors[f"d_first_{name}"] = memory.empty_like(first[k])
     for name in kernel.learned:
         tensors[f"d_{name}"] = memory.empty_like(first[0])
@@ -254,7 +259,8 @@ class _Scan(torch.autograd.Function):
         results, recorded, saved = forward(kernel, time_dim, record, True, xs, rest)
         ctx.kernel, ctx.time_dim, ctx.count = kernel, time_dim, len(rest)
         ctx.save_for_backward(xs, *rest, *saved)
-        ctx.mark_non_differentiable(*recorded)
+        if not kernel.differentiates_records:
+            ctx.mark_non_differentiable(*recorded)
         ctx.set_materialize_grads(False)
         return (*results, *recorded)
 

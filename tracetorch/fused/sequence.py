@@ -90,14 +90,8 @@ class Sequencer:
             self._prepare(plan, layer, xs.dtype)
         if plan.refused:
             raise Unfused(plan.refused)
-        grads = torch.is_grad_enabled()
-        needed = grads and any(t.requires_grad for t in (xs, *states, *reads.tensors.values()))
-        kept = record if not needed else ()
-        outputs, last, recorded = self._scan(plan, layer, reads.tensors, xs, time_dim, states, "", bool(kept))
-        series = {name: recorded[self.states.index(name)] for name in kept}
-        if needed:
-            for name in record:
-                series[name] = self._scan(plan, layer, reads.tensors, xs, time_dim, states, name, False)[0]
+        outputs, last, recorded = self._scan(plan, layer, reads.tensors, xs, time_dim, states, bool(record))
+        series = {name: recorded[self.states.index(name)] for name in record}
         return Result(outputs, dict(zip(self.states, last, strict=True)), series)
 
     def _plan(self, layer: nn.Module, dtype: torch.dtype) -> tuple[Reads, _Plan]:
@@ -127,18 +121,17 @@ class Sequencer:
         xs: Tensor,
         time_dim: int,
         states: list[Tensor],
-        output: str,
         record: bool,
     ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """One kernel call; `output`: a state's name to have its values in the place of the outputs."""
+        """One kernel call."""
         assert plan.prelude is not None
         known = dict(zip(plan.used, plan.prelude.values(tensors, plan.used), strict=True))
         grads = torch.is_grad_enabled()
         learned = tuple(name for name, value in known.items() if grads and value.requires_grad)
         backward = grads and (bool(learned) or xs.requires_grad or any(state.requires_grad for state in states))
-        key = (learned, backward, output)
+        key = (learned, backward)
         if key not in plan.kernels:
-            plan.kernels[key] = self._build(layer, xs.dtype, learned, backward, output)
+            plan.kernels[key] = self._build(layer, xs.dtype, learned, backward)
         found = plan.kernels[key]
         if isinstance(found, str):
             raise Unfused(found)
@@ -150,11 +143,11 @@ class Sequencer:
         return outputs, last, recorded
 
     def _build(
-        self, layer: nn.Module, dtype: torch.dtype, learned: Sequence[str], backward: bool, output: str
+        self, layer: nn.Module, dtype: torch.dtype, learned: Sequence[str], backward: bool
     ) -> tuple[Kernel, tuple[str, ...]] | str:
         try:
             traced, names = traced_step(
-                prepare(layer, self.body, self.states, self.skip, dtype), learned, backward, output
+                prepare(layer, self.body, self.states, self.skip, dtype), learned, backward
             )
             kept = tuple(name for name in names if name in learned)
             return compiled(traced, self.states, names, kept, dtype), names
@@ -233,21 +226,14 @@ def _value(value: Tensor, element: torch.Size, xs: Tensor) -> Tensor:
 
 
 def traced_step(
-    layer: LayerTrace, learned: Sequence[str], backward: bool, output: str = "", shape: Any = (2, 4)
+    layer: LayerTrace, learned: Sequence[str], backward: bool, shape: Any = (2, 4)
 ) -> tuple[Traced, tuple[str, ...]]:
     """The graphs of a prepared step, and the names of the prelude's values that they take, in order.
 
     Raises:
         GraphError: not pointwise; or in float64, arithmetic in float32 that a float64 kernel would round otherwise.
     """
-    states = layer.states
-
-    def step(given: Mapping[str, Tensor]) -> Sequence[Tensor]:
-        results = list(layer.step(given))
-        if output:
-            results[0] = results[1 + states.index(output)]
-        return results
-
+    states, step = layer.states, layer.step
     every = layer.prelude.names
     example = {name: torch.full(shape, 0.5, dtype=layer.kind(name)) for name in ("x", *states, *every)}
     wanted = ("x", *states) if backward else ()

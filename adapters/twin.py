@@ -78,6 +78,14 @@ class Twin(nn.Module):
             own(self, reason)
             return None
 
+    def kernel_source(self, dtype: torch.dtype, backward: bool) -> str:
+        """For `tt.fused.source`: the C kernel of this layer's step, as it is configured now.
+
+        Raises:
+            GraphError: a step that no kernel runs.
+        """
+        return self.recipe().sequencer().source(self, dtype, backward)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)
         function, arguments, *rest = reduced

@@ -545,6 +545,23 @@ def test_norse_dropout_in_training_keeps_its_order_of_chance():
     assert_bits(*results)
 
 
+# ---- source ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sinabs.LIF", "snntorch.Leaky", "spikingjelly.LIFNode", "norse.LIFBoxCell"])
+def test_the_kernel_of_a_fused_layer_can_be_read(name):
+    layer = tt.fuse(CASES[name].make(7))
+    text = tt.fused.source(layer, "cpu", backward=True)
+    assert text == tt.fused.source(layer, "cpu", backward=True)
+    assert "void forward(" in text
+    assert "void backward(" in text
+    assert "void backward(" not in tt.fused.source(layer, "cpu")
+    with pytest.raises(ValueError, match="the cpu's"):
+        tt.fused.source(layer, "triton")
+    with pytest.raises(ValueError, match="not fused"):
+        tt.fused.source(CASES[name].make(7), "cpu")
+
+
 # ---- guards ----------------------------------------------------------------------------------------------------------
 
 CHANGES = {

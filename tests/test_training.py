@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import time
 from pathlib import Path
 
 import pytest
@@ -28,12 +27,10 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-def test_the_digits_are_learned_in_under_two_minutes():
-    start = time.perf_counter()
+def test_the_digits_are_learned():
     accuracy, losses = digits.train()
     assert accuracy >= 0.96
     assert losses[-1] < 0.1 * losses[0]
-    assert time.perf_counter() - start < 120
 
 
 def test_exact_has_the_curve_of_the_step_loop():

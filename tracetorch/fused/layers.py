@@ -283,16 +283,16 @@ def _ordinary(xs: Tensor) -> bool:
 
 
 def source(layer: nn.Module, backend: str, backward: bool = False, dtype: torch.dtype = torch.float32) -> str:
-    """The generated kernel of a native layer, as text; deterministic.
+    """The generated kernel of a native layer, or of a layer that `tt.fuse` made, as text; deterministic.
 
     Args:
-        layer: a native layer.
+        layer: a native layer, or with "cpu" a fused one.
         backend: "cpu" for C, or "triton" for Triton on CUDA, which needs neither Triton nor a GPU.
         backward: the backward kernel too.
         dtype: of its tensors.
 
     Raises:
-        ValueError: another backend.
+        ValueError: another backend, or a layer that has no kernel.
         GraphError: a step that is not pointwise; names the operation.
     """
     from tracetorch.core.layer import Layer
@@ -300,6 +300,10 @@ def source(layer: nn.Module, backend: str, backward: bool = False, dtype: torch.
     if backend not in executor.COMPILED:
         raise ValueError(f"source: backend {backend!r} has no source; use one of {', '.join(executor.COMPILED)}")
     if not isinstance(layer, Layer):
-        raise ValueError(f"source: {type(layer).__name__} is not a native layer")
+        kernel_source = getattr(layer, "kernel_source", None)
+        if kernel_source is None or backend != "cpu":
+            what = "a fused layer, whose kernels are the cpu's" if kernel_source else "no native layer and not fused"
+            raise ValueError(f"source: {type(layer).__name__} is {what}; see tt.fuse")
+        return str(kernel_source(dtype, backward))
     device = "cuda" if backend == "triton" else "cpu"
     return _kernel(layer, _tensors(layer), dtype, backward, backend, device).source

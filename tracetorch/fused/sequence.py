@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tracetorch.fused import compiler, executor
+from tracetorch.fused import compiler, executor, kernel_c
 from tracetorch.fused.executor import FuseWarning
 from tracetorch.fused.graph import Graph, GraphError, Ref, narrowed
 from tracetorch.fused.hoist import LayerStep, LayerTrace, Prelude, prepare
@@ -153,6 +153,19 @@ class Sequencer:
             return compiled(traced, self.states, names, kept, dtype), names
         except (GraphError, compiler.CompilerError) as error:
             return _said(layer, error)
+
+    def source(self, layer: nn.Module, dtype: torch.dtype, backward: bool) -> str:
+        """The C source of a layer's kernel.
+
+        Raises:
+            GraphError: its step is not pointwise.
+        """
+        ready = prepare(layer, self.body, self.states, self.skip, dtype)
+        tensors = read(layer, self.skip).tensors
+        values = zip(ready.prelude.names, ready.prelude.values(tensors, ready.prelude.names), strict=True)
+        learned = [name for name, value in values if value.requires_grad] if backward else []
+        traced, names = traced_step(ready, learned, backward)
+        return kernel_c.source(traced, self.states, names, [name for name in names if name in learned], dtype)
 
     def __deepcopy__(self, memo: Any) -> Sequencer:
         return Sequencer(self.states, self.body, self.skip)

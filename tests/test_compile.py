@@ -283,3 +283,20 @@ def test_torch_func_and_subclasses_get_the_step_loop():
     batched = torch.func.vmap(run, in_dims=1, out_dims=1)(xs[:, :, None])
     assert torch.equal(batched[:, :, 0], expected)
     layer.reset_states()
+
+
+def test_hooks_and_a_forward_of_one_s_own_see_every_step():
+    class Noisy(tt.snn.LI):
+        def forward(self, x):
+            return super().forward(x + 1)
+
+    xs, seen = torch.rand(5, 2, 4), []
+    hooked, noisy, plain = tt.snn.LI(4), Noisy(4), tt.snn.LI(4)
+    hooked.register_forward_hook(lambda module, args, output: seen.append(output))
+    assert torch.equal(hooked.unroll(xs), plain.unroll(xs))
+    assert len(seen) == 5
+    plain.reset_states()
+    assert torch.equal(noisy.unroll(xs), plain.unroll(xs + 1))
+    for layer, reason in ((hooked, "hook"), (noisy, "forward is its own")):
+        with pytest.raises(tt.fused.FuseError, match=reason), tt.backend("cpu"):
+            layer.unroll(xs)

@@ -168,11 +168,15 @@ class Layer(nn.Module):
             self.trail.follow(results)
         return results[0]
 
+    # This forward is its step and no more. A subclass's own may be more: then `unroll` calls it for every step.
+    forward.elementwise_step = True  # type: ignore[attr-defined]
+
     def unroll(self, xs: Tensor, time_dim: int = 0) -> Tensor:
         """The whole sequence. xs: [T, B, ...] (`time_dim=0`) or [B, T, ...] (`time_dim=1`); same shape back.
 
-        The states carry on from before and are left as after the last step. T = 0 changes nothing. Inside `with
-        tt.backend("cpu")` or `tt.backend("triton")` all steps run as one compiled kernel.
+        The states carry on from before and are left as after the last step. T = 0 changes nothing. All steps run as
+        one compiled kernel where one fits (see `tt.backend`); a layer with hooks or with a `forward` of its own, and a
+        step that no kernel computes, run step by step.
         """
         recomputation.refuse(type(self).__name__)
         self._follow_states()

@@ -211,17 +211,32 @@ def unroll(
     return ys, dict(zip(layer.state_names, recorded, strict=False))
 
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _per_step(layer: Layer) -> str:
+    """Why every step of a layer has to be a call of its own; "": it has not."""
+    if any(vars(layer)[name] for name in _HOOKS):
+        return "a hook wants every step's call"
+    if "forward" in vars(layer) or not getattr(type(layer).forward, "elementwise_step", False):
+        return "its forward is its own, and may be more than its step"
+    return ""
+
+
 def attempt(layer: Layer, xs: Tensor, time_dim: int) -> Tensor | None:
     """`unroll` through the chosen executor; None: the layer's step loop is to run.
 
     A backend chosen by name raises where it cannot run; "auto" says once why a layer runs step by step.
     """
+    reason = _per_step(layer)
     if torch.compiler.is_compiling():
-        return _attempt_compiled(layer, xs, time_dim)
+        return None if reason else _attempt_compiled(layer, xs, time_dim)
     chosen = executor.current()
     if chosen in executor.COMPILED:
+        if reason:
+            raise FuseError(f"{type(layer).__name__}: {reason}; use tt.backend('eager') or 'auto'")
         return unroll(layer, xs, time_dim)[0]
-    if chosen == "eager" or not _ordinary(xs):
+    if chosen == "eager" or reason or not _ordinary(xs):
         return None
     backend = executor.automatic(xs.device.type)
     if backend == "eager" or time_dim not in (0, 1) or xs.ndim < 2 + time_dim or not xs.numel():

@@ -69,6 +69,8 @@ class LIFNeuron(Layer):
         self._spread(current)
         return super().forward(current)
 
+    forward.elementwise_step = True  # type: ignore[attr-defined]
+
     def step(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """x, potential, spike of one shape -> spikes, potential, spikes."""
         v = self.beta * states[0] + x

@@ -431,6 +431,9 @@ def build(spec: NeuronSpec, building: Building) -> nn.Module:
     """A `sinabs.layers.LIF`; where something must follow training or stay frozen in copies, our subclass of it."""
     if spec.synapse not in ("none", "add_then_decay"):
         raise building.impossible("synapse", spec.synapse, "sinabs adds the input before the decay", "to='tracetorch'")
+    if spec.decay != "geometric":
+        why = "sinabs.layers.LIF decays by its alpha or tau"
+        raise building.impossible("decay", spec.decay, why, "a spec with a mem_decay")
     for name, neutral in (("spike_scale", 1.0), ("bias", 0.0), ("leak", 0.0)):
         parameter = spec.parameters.get(name)
         if parameter is not None and ((parameter.value != neutral).any() or parameter.learnable):

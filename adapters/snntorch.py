@@ -259,6 +259,9 @@ def _refuse(spec: NeuronSpec, building: Building) -> None:
         raise building.impossible("synapse", spec.synapse, "snntorch.Leaky has no synapse", "to='tracetorch'")
     if spec.output != "spikes":
         raise building.impossible("output", spec.output, "snntorch.Leaky returns spikes", "to='tracetorch'")
+    if spec.decay != "geometric":
+        why = "snntorch.Leaky decays by its beta"
+        raise building.impossible("decay", spec.decay, why, "a spec with a mem_decay (of 1, for none)")
     decay = spec.parameters["mem_decay"]
     if decay.raw == "value" and not ((decay.value >= 0) & (decay.value <= 1)).all():
         building.cannot("mem_decay", float(decay.value.max()), "snnTorch clamps beta to [0, 1]", "a decay in [0, 1]")

@@ -146,7 +146,8 @@ def _state_difference(source: Observed, alone: Observed) -> float:
         membranes = [_numpy(o.states["v_mem"]).astype(np.float64) for o in (source, alone)]
     else:
         membranes = [_canonical_membrane(o) for o in (source, alone)]
-    difference = np.abs(membranes[0] - membranes[1])
+    with np.errstate(invalid="ignore"):  # of infinite membranes, left out below
+        difference = np.abs(membranes[0] - membranes[1])
     if source.spec.output == "membrane":
         differ = np.zeros_like(differ)
     left = difference[~differ & np.isfinite(difference)]

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [kernels peers unroll overhead gpu] [--out FILE]`: without a name all; the results as JSON."""
+"""`python -m benchmarks [NAME ...] [--out FILE]`: kernels, layers, peers, unroll, overhead, gpu; without names, all."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import gpu, kernels, overhead, peers, unroll
+from benchmarks import gpu, kernels, layers, overhead, peers, unroll
 
 NAMED = {
     "kernels": kernels.main,
+    "layers": layers.main,
     "peers": peers.main,
     "unroll": unroll.main,
     "overhead": overhead.main,

@@ -13,6 +13,7 @@ import tracetorch
 # name -> (module, one line of help); a module is imported only when its command is called
 COMMANDS = {
     "doctor": ("tracetorch.cli.doctor", "what is installed, what works here, and known hazards"),
+    "conformance": ("tracetorch.cli.conformance", "grade simulators of spiking neurons against the float64 reference"),
     "demo": ("tracetorch.cli.demo", "train an snnTorch network, port it, and show what stayed the same"),
 }
 

@@ -408,3 +408,14 @@ def test_parameters_in_another_precision_than_the_sample():
 def test_a_shape_that_the_network_does_not_take_is_its_own_error():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         adapters.convert(nn.Sequential(linear(), leaky()), to="sinabs", sample=sample(T, B, 9), time_dim=0)
+
+
+@pytest.mark.parametrize("to", ["sinabs", "snntorch"])
+def test_a_membrane_that_does_not_decay_is_refused(to):
+    spec = adapters.spec(snn.Leaky(0.9, init_hidden=True))
+    held = spec.replace(
+        decay="none",
+        parameters={name: p for name, p in spec.parameters.items() if name != "mem_decay"},
+    )
+    with pytest.raises(adapters.ConversionError, match="decay"):
+        adapters.build(held, to)

@@ -1,7 +1,16 @@
 """The float64 NumPy reference of every spec, its rounding bounds, and the verdicts. No torch."""
 
 from tracetorch.oracle.equations import Equations, OracleError, equations
-from tracetorch.oracle.judge import Judgement, Recording, gradient_error, gradients, judge, same_bits, trajectory
+from tracetorch.oracle.judge import (
+    Judgement,
+    Recording,
+    bounds,
+    gradient_error,
+    gradients,
+    judge,
+    same_bits,
+    trajectory,
+)
 from tracetorch.oracle.lif import Step, Trace, advance, backward, run
 
 __all__ = [
@@ -13,6 +22,7 @@ __all__ = [
     "Trace",
     "advance",
     "backward",
+    "bounds",
     "equations",
     "gradient_error",
     "gradients",

@@ -140,8 +140,13 @@ def trajectory(spec: Any, recording: Recording) -> tuple[Equations, Trace, Array
     return eq, Trace(x, i_before, v_before, step), v
 
 
-def _bounds(eq: Equations, trace: Trace, dtype: np.dtype[Any], spikes: np.dtype[Any]) -> tuple[Array, Array]:
-    """The rounding bounds of w and of the stored membrane, as derived above."""
+def bounds(eq: Equations, trace: Trace, dtype: np.dtype[Any], spikes: np.dtype[Any]) -> tuple[Array, Array]:
+    """The rounding bounds of one step of w and of the stored membrane, [T, ...], as derived above.
+
+    Args:
+        dtype: of the subject's states.
+        spikes: of its outputs.
+    """
     e, tiny = _roundoff(dtype)
     step = trace.step
     av, bi = np.abs(eq.a * trace.v_before), np.abs(eq.b * step.i)
@@ -197,7 +202,7 @@ def judge(spec: Any, recording: Recording) -> Judgement:
 def _judge(spec: Any, recording: Recording) -> Judgement:
     eq, trace, _ = trajectory(spec, recording)
     step = trace.step
-    w_bound, v_bound = _bounds(eq, trace, recording.x.dtype, recording.outputs.dtype)
+    w_bound, v_bound = bounds(eq, trace, recording.x.dtype, recording.outputs.dtype)
     spikes = _spike_numbers(eq, recording)
     stored = recording.states["v_mem"].astype(np.float64)
     before = recording.spec.stores_before_reset
@@ -319,6 +324,7 @@ __all__ = [
     "OracleError",
     "Recording",
     "Step",
+    "bounds",
     "gradient_error",
     "gradients",
     "judge",

@@ -1,0 +1,119 @@
+"""The smallest case in which two subjects part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from tracetorch.conformance.cases import Array, Case
+from tracetorch.conformance.catalogue import select
+from tracetorch.conformance.protocol import (
+    Arrays,
+    Subject,
+    SubjectError,
+    Unsupported,
+    check_build,
+    check_description,
+    check_run,
+)
+from tracetorch.core.spec import NeuronSpec, Parameter
+
+
+@dataclass(frozen=True)
+class Parting:
+    """Where two subjects part.
+
+    Attributes:
+        names: of the subjects.
+        case: the case it was found in.
+        spec: the neuron, its parameters those of one neuron alone.
+        x: the inputs of that neuron, float32 [T], as few as it takes.
+        outputs: of both subjects, [T] each.
+    """
+
+    names: tuple[str, str]
+    case: str
+    spec: NeuronSpec
+    x: Array
+    outputs: tuple[Array, Array]
+
+    def __str__(self) -> str:
+        rows = [("x", self.x), *zip(self.names, self.outputs, strict=True)]
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{name:<{width}}  {' '.join(f'{float(v):.9g}' for v in values)}" for name, values in rows]
+        return "\n".join([f"in the case {self.case}, after {len(self.x)} steps of one neuron:", *lines, str(self.spec)])
+
+
+def _outputs(subject: Subject, spec: NeuronSpec, x: Array, calls: tuple[int, ...]) -> Array | None:
+    """Outputs of a subject, None where it has none."""
+    try:
+        check_build(subject.build(spec.to_dict()), spec)
+        answer: Arrays = check_run(subject.run(x.copy(), calls, None), spec, x, False)
+    except (Unsupported, SubjectError):
+        return None
+    except Exception:  # a stranger's code: a subject that fails on a case has nothing to compare in it
+        return None
+    return answer["outputs"].astype(np.float64)
+
+
+def _parts(spec: NeuronSpec, a: Array, b: Array) -> Array:
+    """Where the outputs part: spikes that differ, or membranes further apart than rounding explains."""
+    with np.errstate(invalid="ignore"):
+        if spec.output == "spikes":
+            apart = a != b
+        else:
+            scale = np.maximum.accumulate(np.maximum(np.abs(a), np.abs(b)), axis=0)
+            apart = np.abs(a - b) > 1e-5 * scale
+        return np.asarray((apart | (np.isnan(a) != np.isnan(b))) & ~(np.isnan(a) & np.isnan(b)))
+
+
+def _alone(spec: NeuronSpec, neuron: int, neurons: int) -> NeuronSpec:
+    """The spec of one neuron of a layer."""
+    values = {}
+    for name, parameter in spec.parameters.items():
+        value = np.broadcast_to(parameter.value, (neurons,))[neuron] if parameter.value.ndim else parameter.value
+        values[name] = Parameter(np.array(value), parameter.learnable, parameter.raw)
+    return spec.replace(parameters=values)
+
+
+def _smallest(case: Case, subjects: tuple[Subject, Subject]) -> tuple[NeuronSpec, Array, Array, Array] | None:
+    """The shortest stretch of one neuron of a case in which the subjects part, run anew by itself."""
+    runs = [_outputs(subject, case.spec, case.x, case.lengths) for subject in subjects]
+    if runs[0] is None or runs[1] is None:
+        return None
+    apart = _parts(case.spec, runs[0], runs[1])
+    if not apart.any():
+        return None
+    t, row, neuron = (int(k) for k in np.argwhere(apart)[0])
+    spec = _alone(case.spec, neuron, case.x.shape[-1])
+    for first in range(t, -1, -1):  # the fewest last inputs that still part them, from the initial state
+        x = case.x[first : t + 1, row : row + 1, neuron : neuron + 1].copy()
+        again = [_outputs(subject, spec, x, (len(x),)) for subject in subjects]
+        if again[0] is not None and again[1] is not None and _parts(spec, again[0], again[1]).any():
+            return spec, x[:, 0, 0], again[0][:, 0, 0], again[1][:, 0, 0]
+    return None
+
+
+def bisect(
+    a: Subject, b: Subject, cases: Iterable[str] | None = None, progress: Callable[[str], None] | None = None
+) -> Parting | None:
+    """The smallest case in which two subjects emit other spikes, or membranes apart by more than rounding; or None.
+
+    Only cases that both express are compared, and only their outputs.
+
+    Raises:
+        ValueError: an unknown case.
+        SubjectError: a subject that does not describe itself.
+    """
+    names = (check_description(a.describe())["name"], check_description(b.describe())["name"])
+    best: Parting | None = None
+    for case in select(cases):
+        if progress is not None:
+            progress(case.name)
+        found = _smallest(case, (a, b))
+        if found is not None and (best is None or len(found[1]) < len(best.x)):
+            spec, x, one, other = found
+            best = Parting(names, case.name, spec, x, (one, other))
+    return best

@@ -1,0 +1,140 @@
+"""Cases carried between frameworks, and the verdicts of `tt.convert` held against the suite's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import tracetorch as tt
+from tracetorch import adapters, conformance
+from tracetorch.cli import main
+from tracetorch.conformance import catalogue, conversions
+from tracetorch.conformance.conversions import FRAMEWORKS, Conversions, Converted
+
+NAMES = [
+    *("comparison-strict", "comparison-inclusive", "reset-value", "reset-subtract", "reset-add-value", "reset-none"),
+    *("timing-after-decay", "timing-residual-subtract", "timing-before-decay", "count-multiple", "count-limited"),
+    *("gain-one-minus-decay", "clamp-after-reset", "synapse-add-then-decay", "spike-scale", "amount-value"),
+    *("decay-geometric", "per-neuron", "raw-value", "raw-clamped", "raw-exp-tau", "raw-softplus"),
+    *("gradient-attached", "gradient-detached", "gradient-detached-value", "gradient-attached-residual"),
+    *("gradient-mem-decay-per-neuron", "gradient-threshold", "gradient-no-threshold", "gradient-input"),
+    *("surrogate-atan", "surrogate-single-exponential", "surrogate-gaussian", "surrogate-triangular"),
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def carried():
+    return conversions(cases=[*NAMES, "infinite"])
+
+
+def held(found, cases, least):
+    """Every conversion is exact, rounding, refused or known, and to the native layers it is exact."""
+    assert found.ok, found.matrix()
+    assert len(found.rows) == 6 * cases
+    for source in FRAMEWORKS:
+        for target in FRAMEWORKS:
+            own = [r for r in found.rows if (r.source, r.target) == (source, target)]
+            assert source == target or sum(r.there in ("exact", "rounding") for r in own) >= least
+    native = [r for r in found.rows if r.target == "tracetorch" and r.there]
+    assert {r.there for r in native} == {r.back for r in native} == {"exact"}
+
+
+def test_every_conversion_is_exact_rounding_refused_or_known(carried):
+    held(carried, len(NAMES) + 1, 15)
+
+
+@pytest.mark.sweep
+def test_so_it_is_in_every_case():
+    held(conversions(), len(catalogue()), 50)
+
+
+def test_the_checkers_reject(carried):
+    row = Converted("sinabs", "snntorch", "comparison-strict", "exact", "exact")
+    assert Conversions(("sinabs", "snntorch"), [row]).ok
+    for verdict in ("divergent", "error"):
+        assert not Conversions((), [Converted("sinabs", "snntorch", "comparison-strict", verdict, "exact")]).ok
+        assert not Conversions((), [Converted("sinabs", "snntorch", "comparison-strict", "exact", verdict)]).ok
+    assert not Conversions((), []).ok, "nothing carried"
+    assert not Conversions((), [Converted("sinabs", "snntorch", "comparison-strict", "", "")]).ok
+    assert Converted("sinabs", "snntorch", "infinite", "divergent", "exact").known
+    assert not Converted("sinabs", "snntorch", "reset-value", "divergent", "exact").known
+    assert "sinabs -> snntorch" in carried.matrix()
+    with pytest.raises(ValueError, match="cannot be carried"):
+        conversions(["brainpy"])
+
+
+def test_an_adapter_that_drops_a_choice_is_found(monkeypatch):
+    """A build that forgets what it was given: the clamp, the input gain, the count of spikes."""
+    from tracetorch.conformance.subjects.layers import LayerSubject
+
+    original = LayerSubject.make
+
+    def forgetful(self, spec, building):
+        if self.name == "sinabs-adapted":
+            spec = spec.replace(input_gain="one")
+        return original(self, spec, building)
+
+    monkeypatch.setattr(LayerSubject, "make", forgetful)
+    found = conversions(["tracetorch", "sinabs"], ["input_gain.one_minus_decay"])
+    assert [r.there for r in found.rows if r.target == "sinabs"] == ["divergent"]
+    assert not found.ok
+
+
+def converted(source, layer, case, target):
+    """The verdicts of `tt.convert`; "refused" where it refuses."""
+    x = torch.tensor(case.x)
+    stepped = source != "sinabs"
+    try:
+        result = tt.convert(
+            nn.Sequential(layer),
+            to=target,
+            sample=x if stepped else x.transpose(0, 1).contiguous(),
+            time_dim=0 if stepped else None,
+        )
+    except adapters.ConversionError:
+        return "refused", ""
+    [row] = result.report
+    return row.forward, row.gradient
+
+
+@pytest.mark.parametrize("source", FRAMEWORKS)
+def test_what_convert_reports_is_what_the_suite_measures(carried, source):
+    compared, slopes = [], []
+    for name in NAMES:
+        case = catalogue()[name]
+        subject = conformance.subject(FRAMEWORKS[source][0])
+        try:
+            subject.build(case.spec.to_dict())
+        except conformance.Unsupported:
+            continue
+        for target in FRAMEWORKS:
+            if target == source:
+                continue
+            [row] = [r for r in carried.rows if (r.source, r.target, r.case) == (source, target, name)]
+            reported, gradient = converted(source, subject.layer, case, target)
+            expected = {"unsupported": "refused", "divergent": "refused"}.get(row.there, row.there)
+            assert reported == expected, (name, target, reported, row)
+            compared.append(reported)
+            if gradient and row.gradient:
+                said = {"unsupported": "differs", "divergent": "differs"}.get(row.gradient, row.gradient)
+                assert gradient == said, (name, target, gradient, row)
+                slopes.append(gradient)
+    assert len(compared) > 24
+    assert len(slopes) > 8
+    assert "exact" in compared
+    assert "exact" in slopes
+
+
+def test_the_command(capsys):
+    assert main(["conformance", "--conversions", "--cases", "comparison", "infinite"]) == 0
+    assert "snntorch -> sinabs" in capsys.readouterr().out
+    assert main(["conformance", "--conversions", "--subjects", "nothing"]) == 2

@@ -1,0 +1,410 @@
+"""The suite catches planted faults: a subject that breaks a requirement is found by the cases of that requirement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tracetorch.conformance import REQUIREMENTS, catalogue, select
+from tracetorch.conformance.cases import Array, Case
+from tracetorch.conformance.runner import examine
+from tracetorch.core.spec import NeuronSpec, Parameter
+from tracetorch.functional.surrogates import SURROGATES
+from tracetorch.oracle.surrogates import DERIVATIVES
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Planted:
+    """Every choice that has a case, in float32, from the equations and not from our forms; and one fault.
+
+    `hide`: names of arrays, or beginnings of them, that it does not show.
+    """
+
+    def __init__(self, fault: str = "", hide: tuple[str, ...] = ()) -> None:
+        self.fault, self.hide = fault, hide
+        self.left: dict[str, Tensor] = {}
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": "planted", "framework": "planted", "version": "1"}
+
+    def build(self, spec: dict[str, Any]) -> dict[str, Any]:
+        self.spec = NeuronSpec.from_dict(spec)
+        self.left = {}
+        return {}
+
+    # ---- parameters
+
+    def value(self, name: str, default: float) -> Tensor:
+        if name not in self.p:
+            return torch.tensor(default)
+        raw, f = self.p[name], self.fault
+        if f == "one parameter for all":
+            raw = raw.reshape(-1)[0]
+        form = self.spec.parameters[name].raw
+        if form == "clamped":
+            # with "gradient through the clamp" the gradient passes outside too
+            clamped = raw + (raw.clamp(0, 1) - raw).detach() if f == "gradient through the clamp" else raw.clamp(0, 1)
+            value = raw if f == "not clamped" else clamped
+        elif form == "exp_tau":
+            value = 1 - 1 / raw if f == "first order" else torch.exp(-1 / raw)
+        elif form == "sigmoid":
+            value = torch.sigmoid(raw) ** 2 if f == "another sigmoid" else torch.sigmoid(raw)
+        elif form == "softplus":
+            value = torch.exp(raw) if f == "exp for softplus" else torch.nn.functional.softplus(raw)
+        else:
+            value = torch.sigmoid(raw) if f == "sigmoid of a value" and name == "mem_decay" else raw
+        if name == "mem_decay":
+            if f == "half precision decay":
+                value = value.half().float()
+            if f == "smallest decay 1/100":
+                value = value.clamp(min=0.01)
+            if f == "decay not learned":
+                value = value.detach()
+        return value
+
+    # ---- one step
+
+    def surrogate(self, count: Tensor, v: Tensor, theta: Tensor, learned: Tensor) -> Tensor:
+        kind = self.spec.surrogate
+        assert kind is not None
+        if not v.requires_grad:
+            return count
+        name, options = kind.name, dict(kind.parameters)
+        if self.fault == "another surrogate":
+            name = "straight_through" if name != "straight_through" else "fast_sigmoid"
+            options = dict(SURROGATES[name].defaults)
+        reaches = self.spec.threshold_gradient
+        if self.fault in ("no gradient to the threshold", "gradient to the threshold"):
+            reaches = self.fault == "gradient to the threshold"
+        z = v - (learned if reaches else learned.detach())
+        at = (v.detach() - theta.detach()).double().numpy()
+        with np.errstate(all="ignore"):
+            slope = DERIVATIVES[name](at, theta.detach().double().numpy(), **options)
+        return count + torch.from_numpy(np.array(slope)).float() * (z - z.detach())
+
+    def count(self, v: Tensor, theta: Tensor) -> Tensor:
+        spec, f = self.spec, self.fault
+        if spec.spike_count == "single" and f != "several spikes":
+            strict = (spec.comparison == ">") != (f == "the other comparison")
+            return (v > theta if strict else v >= theta).float()
+        ratio = v / theta
+        whole = torch.round(ratio) if f == "round for trunc" else torch.trunc(ratio)
+        n = torch.where(v > 0, whole, torch.zeros_like(v))
+        if spec.spike_count == "limited" and f != "limit ignored":
+            n = n.clamp(max=float(spec.max_spikes or 0))
+        return n.clamp(max=1) if f == "one spike" else n
+
+    def reset(self, u: Tensor, s: Tensor, amount: Tensor) -> Tensor:
+        spec, f = self.spec, self.fault
+        kind = spec.reset
+        if f.startswith("reset: "):
+            kind = f.removeprefix("reset: ")
+        attached = spec.reset_gradient == "attached"
+        if f in ("attached", "detached"):
+            attached = f == "attached"
+        s = s if attached else s.detach()
+        to = torch.tensor(0.0) if f == "reset to 0" else self.value("reset_value", 0.0)
+        once = s + (s.detach().clamp(max=1) - s.detach())
+        if kind == "subtract":
+            return u - s * amount * (2 if f == "double reset" else 1)
+        if kind == "value":
+            kept = torch.where(once.detach() > 0, to.expand_as(u), u)
+            return kept + (once - once.detach()) * (to - u).detach().nan_to_num(0, 0, 0)
+        if kind == "add_value":
+            return torch.where(s.detach() == 0, u, torch.zeros_like(u)) + to
+        return u
+
+    def step(self, x: Tensor, state: dict[str, Tensor]) -> Tensor:
+        spec, f = self.spec, self.fault
+        a, theta, bias = self.value("mem_decay", 1.0), self.value("threshold", 1.0), self.value("bias", 0.0)
+        if f == "leaks" and spec.decay == "none":
+            a = torch.tensor(0.99)
+        v = state["v_mem"]
+        if f == "NaN as 0":
+            x = x.nan_to_num(0.0)
+        if f == "infinity by product" and torch.isinf(x).any():
+            x = torch.where(torch.isinf(x), x * 0, x)
+        i = self.current(x, state)
+        b = {"one": torch.tensor(1.0), "one_minus_decay": 1 - a, "value": self.value("input_gain", 1.0)}[
+            spec.input_gain
+        ]
+        if f in ("gain of 1 - a", "gain of 1"):
+            b = 1 - a if f == "gain of 1 - a" else torch.tensor(1.0)
+        drive = b * i + (0.0 if f == "no leak" else (1 - a) * self.value("leak", 0.0))
+        over = spec.reset_amount == "threshold_over_decay"
+        amount = theta / a if over != (f == "the other amount") else theta
+        if spec.reset_amount == "value" and f != "amount of the threshold":
+            amount = self.value("reset_amount", 0.0)
+        pending, timing = state["pending"], spec.reset_timing
+        if f.startswith("timing: "):
+            timing = f.removeprefix("timing: ")
+        r = torch.zeros_like(v)
+        if timing == "same_step_residual":
+            r = self.count(v - bias * 0, theta).detach()
+            v = (1 - r) * v if spec.reset == "value" else v
+        if timing == "next_step_before_decay":
+            v = self.reset(v, pending, amount)
+        if f == "gradient cut in time":
+            v = v.detach()
+        quiet = (x == 0) if f == "decays with input alone" else torch.zeros_like(x, dtype=torch.bool)
+        u = a * (v + drive) if f == "input decays too" else torch.where(quiet, v, a * v) + drive
+        if timing == "next_step_after_decay":
+            u = self.reset(u, pending, amount)
+        if timing == "same_step_residual" and spec.reset == "subtract":
+            u = u - r * theta
+        if f == "flush to zero":
+            u = torch.where((u.abs() < 1.1754944e-38) & (u != 0), torch.zeros_like(u), u)
+        return self.emit(u, r, state, (theta, bias, amount), timing)
+
+    def current(self, x: Tensor, state: dict[str, Tensor]) -> Tensor:
+        f, old = self.fault, state["i_syn"]
+        if self.spec.synapse == "none":
+            i = 0.25 * old + x if f == "a synapse" else x
+        else:
+            decay = self.value("syn_decay", 0.0)
+            i = decay * old + x if f == "decay then add" else decay * (old + x)
+        state["i_syn"] = i
+        return i
+
+    def emit(self, u: Tensor, r: Tensor, state: dict[str, Tensor], numbers: tuple[Tensor, ...], timing: str) -> Tensor:
+        spec, f = self.spec, self.fault
+        theta, bias, amount = numbers
+        if spec.spike_count == "none":
+            state["v_mem"] = u.clamp(max=1) if f == "cut at 1" else u
+            return torch.relu(u) if f == "rectified" else u if f != "cut at 1" else u.clamp(max=1)
+        bias = bias * 0 if f == "no bias" else bias
+        level = theta - bias
+        n = self.count(u, level)
+        if f == "refractory":
+            n = torch.where(state["pending"].detach() > 0, torch.zeros_like(n), n)
+        s = self.surrogate(n, u, level, level)
+        scale = torch.ones(()) if f == "no scale" else self.value("spike_scale", 1.0)
+        if f == "clamp before reset" and spec.clamp == "after_reset":
+            u = torch.maximum(u, self.value("min_v_mem", 0.0))
+        if f == "bias in the membrane":
+            u = u + bias
+        v = u
+        if timing == "same_step":
+            v = self.reset(u, s, amount)
+        elif timing == "same_step_residual" and spec.reset == "subtract":
+            v = u - ((s.detach() if f == "detached" else s) - r) * theta
+        elif timing == "same_step_residual":
+            v = u - (s - r) * u
+        low = torch.tensor(0.0) if f == "clamp at 0" else self.value("min_v_mem", 0.0)
+        if (spec.clamp == "after_reset" and f not in ("clamp before reset", "no clamp")) or f == "clamp at 0":
+            v = torch.where(v > low, v, low + 0 * v)
+        state["v_mem"], state["pending"] = v, s
+        return u if f == "membrane for spikes" else s * scale
+
+    # ---- a run
+
+    def run(self, x: Array, calls: Sequence[int], grad_output: Array | None) -> dict[str, Array]:
+        f = self.fault
+        self.p = {
+            n: torch.tensor(np.array(p.value), requires_grad=p.learnable and grad_output is not None)
+            for n, p in self.spec.parameters.items()
+        }
+        xs = torch.tensor(x, requires_grad=grad_output is not None)
+        start = torch.full(x.shape[1:], 0.25 if f == "starts at 1/4" else 0.0)
+        state = {"v_mem": start, "i_syn": torch.zeros(x.shape[1:]), "pending": torch.zeros(x.shape[1:])}
+        if f == "goes on from the last run" and self.left:
+            state = self.left
+        outputs, shown = [], {name: [] for name in self.spec.states}
+        for piece in xs.split(list(calls)):
+            if f == "state not carried":
+                state = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+            if f == "pending reset lost":
+                state["pending"] = torch.zeros_like(start)
+            if f == "first step of a call skipped" and len(piece) > 1:
+                piece = torch.cat([piece[1:2] * 0, piece[1:]])
+            if f == "cut between calls":
+                state = {name: tensor.detach() for name, tensor in state.items()}
+            for x_t in piece:
+                if f == "1,024 steps" and len(outputs) >= 1024:
+                    x_t = x_t * 0
+                if f == "rows mixed" and len(x_t) == 1:
+                    x_t = x_t.mean(-1, keepdim=True).expand_as(x_t)
+                if f == "one neuron lost" and x_t.shape[-1] == 1:
+                    x_t = x_t * 0
+                outputs.append(self.step(x_t, state))
+                for name, kept in shown.items():
+                    kept.append(state[name])
+        self.left = {name: tensor.detach() for name, tensor in state.items()}
+        return self.answer(xs, torch.stack(outputs), {n: torch.stack(s) for n, s in shown.items()}, grad_output)
+
+    def answer(self, xs: Tensor, ys: Tensor, states: dict[str, Tensor], grad_output: Array | None) -> dict[str, Array]:
+        found = {"outputs": ys.detach().numpy().copy()}
+        found |= {f"state.{name}": tensor.detach().numpy().copy() for name, tensor in states.items()}
+        found |= {f"final.{name}": tensor[-1].detach().numpy().copy() for name, tensor in states.items()}
+        if grad_output is not None:
+            wanted = {"x": xs, **{n: p for n, p in self.p.items() if p.requires_grad}}
+            slopes = torch.autograd.grad(ys, list(wanted.values()), torch.tensor(grad_output), allow_unused=True)
+            for (name, tensor), slope in zip(wanted.items(), slopes, strict=True):
+                found[f"grad.{name}"] = (torch.zeros_like(tensor) if slope is None else slope).numpy()
+        if self.fault == "last element skipped":
+            found["outputs"][..., -1] = 0
+        if self.fault == "last gradient skipped" and grad_output is not None:
+            found["grad.x"][-1, -1, -1] = 0
+        if self.fault == "last step skipped" and len(xs) == 1:
+            found = {name: array * 0 for name, array in found.items()}
+        if self.fault == "final state of the step before":
+            found["final.v_mem"] = found["state.v_mem"][-2] if len(xs) > 1 else found["final.v_mem"] + 1
+        if self.fault == "mean over the batch" and "grad.mem_decay" in found:
+            found["grad.mem_decay"] = np.asarray(found["grad.mem_decay"] / xs.shape[1])
+        if self.fault == "gradient of the input halved" and grad_output is not None:
+            found["grad.x"] = found["grad.x"] / 2
+        return {name: array for name, array in found.items() if not name.startswith(self.hide or ("-",))}
+
+
+FAULTS: dict[str, tuple[str, ...]] = {
+    "output.spikes": ("membrane for spikes",),
+    "output.membrane": ("rectified",),
+    "synapse.none": ("a synapse",),
+    "synapse.add_then_decay": ("decay then add",),
+    "decay.none": ("leaks",),
+    "decay.geometric": ("input decays too",),
+    "input_gain.one": ("gain of 1 - a",),
+    "input_gain.one_minus_decay": ("gain of 1",),
+    "input_gain.value": ("gain of 1",),
+    "comparison.strict": ("the other comparison",),
+    "comparison.inclusive": ("the other comparison",),
+    "spike_count.none": ("cut at 1",),
+    "spike_count.single": ("several spikes",),
+    "spike_count.multiple": ("one spike", "round for trunc"),
+    "spike_count.limited": ("limit ignored", "one spike"),
+    "reset.none": ("reset: subtract",),
+    "reset.subtract": ("reset: value", "reset: none", "double reset"),
+    "reset.value": ("reset: subtract", "reset to 0", "reset: none"),
+    "reset.add_value": ("reset: value",),
+    "reset_amount.threshold": ("the other amount",),
+    "reset_amount.threshold_over_decay": ("the other amount",),
+    "reset_amount.value": ("amount of the threshold",),
+    "reset_timing.same_step": ("timing: next_step_after_decay", "timing: same_step_residual"),
+    "reset_timing.same_step_residual": ("timing: same_step",),
+    "reset_timing.next_step_before_decay": ("timing: next_step_after_decay",),
+    "reset_timing.next_step_after_decay": ("timing: next_step_before_decay", "timing: same_step"),
+    "reset_gradient.attached": ("detached",),
+    "reset_gradient.detached": ("attached",),
+    "clamp.none": ("clamp at 0",),
+    "clamp.after_reset": ("clamp before reset", "no clamp"),
+    "refractory.none": ("refractory",),
+    "initial_state.zero": ("starts at 1/4",),
+    "raw.value": ("sigmoid of a value",),
+    "raw.clamped": ("not clamped", "gradient through the clamp"),
+    "raw.exp_tau": ("first order",),
+    "raw.sigmoid": ("another sigmoid",),
+    "raw.softplus": ("exp for softplus",),
+    **{f"surrogate.{name}": ("another surrogate",) for name in SURROGATES},
+    "parameter.per_neuron": ("one parameter for all",),
+    "parameter.leak": ("no leak",),
+    "parameter.bias": ("no bias", "bias in the membrane"),
+    "parameter.spike_scale": ("no scale",),
+    "gradient.input": ("gradient cut in time", "gradient of the input halved"),
+    "gradient.mem_decay": ("decay not learned", "mean over the batch"),
+    "gradient.threshold": ("no gradient to the threshold",),
+    "gradient.no_threshold": ("gradient to the threshold",),
+    "state.carried": ("state not carried",),
+    "state.chunks": ("state not carried", "pending reset lost", "first step of a call skipped"),
+    "state.fresh": ("goes on from the last run",),
+    "state.gradient": ("cut between calls",),
+    "shape.one_sample": ("rows mixed",),
+    "shape.one_neuron": ("one neuron lost",),
+    "shape.one_step": ("last step skipped", "final state of the step before"),
+    "shape.every_element": ("last element skipped", "last gradient skipped"),
+    "shape.long": ("1,024 steps",),
+    "number.decay_near_one": ("half precision decay",),
+    "number.decay_near_zero": ("smallest decay 1/100",),
+    "number.silence": ("decays with input alone",),
+    "number.denormal": ("flush to zero",),
+    "number.infinite": ("infinity by product",),
+    "number.nan": ("NaN as 0",),
+}
+PLANTED = [(requirement, fault) for requirement, faults in FAULTS.items() for fault in faults]
+# What a subject that shows its spikes and final state alone hides.
+HIDDEN = ("state.",)
+
+
+def verdicts(fault: str, cases: Sequence[Case], hide: tuple[str, ...] = ()) -> dict[str, str]:
+    return {case.name: examine("planted", Planted(fault, hide), case).verdict for case in cases}
+
+
+def test_every_requirement_with_a_case_has_a_fault():
+    assert set(FAULTS) == {case.requirement for case in catalogue().values()}
+    assert set(FAULTS) <= set(REQUIREMENTS)
+
+
+@pytest.mark.parametrize("hide", [(), HIDDEN, ("state.", "final.")], ids=["states", "final states", "spikes alone"])
+@pytest.mark.parametrize("name", catalogue())
+def test_without_a_fault_every_case_passes(name, hide):
+    result = examine("planted", Planted("", hide), catalogue()[name])
+    assert result.verdict in ("exact", "rounding"), result.why
+
+
+@pytest.mark.parametrize(("requirement", "fault"), PLANTED)
+def test_a_fault_is_found_by_the_cases_of_its_requirement(requirement, fault):
+    found = verdicts(fault, select([requirement]))
+    assert "divergent" in found.values(), found
+    assert "error" not in found.values(), found
+
+
+@pytest.mark.parametrize(("requirement", "fault"), PLANTED)
+def test_a_fault_is_found_by_the_spikes_and_final_states_alone(requirement, fault):
+    found = verdicts(fault, select([requirement]), HIDDEN)
+    assert "divergent" in found.values(), found
+
+
+def test_the_planted_parameters_are_those_of_the_spec():
+    """So that the subject without a fault shows something of parameters."""
+    spec = catalogue()["raw-clamped"].spec
+    assert isinstance(spec.parameters["mem_decay"], Parameter)
+    assert (spec.parameters["mem_decay"].value > 1).any()
+
+
+# Faults that nothing but their own requirement, and what is named beside it, can see.
+ISOLATED = {
+    "1,024 steps": {"shape.long"},
+    "NaN as 0": {"number.nan"},
+    "attached": {"reset_gradient.detached", "gradient", "raw", "surrogate", "state.gradient", "shape.every_element"},
+    "clamp before reset": {"clamp.after_reset"},
+    "decay then add": {"synapse.add_then_decay"},
+    "flush to zero": {"number.denormal"},
+    "goes on from the last run": {"state.fresh"},
+    "gradient through the clamp": {"raw.clamped"},
+    "gradient to the threshold": {"gradient.no_threshold"},
+    "last gradient skipped": {
+        "gradient",
+        "raw",
+        "surrogate",
+        "reset_gradient",
+        "state.gradient",
+        "shape.every_element",
+    },
+    "leaks": {"decay.none"},
+    "limit ignored": {"spike_count.limited"},
+    "one neuron lost": {"shape.one_neuron"},
+    "pending reset lost": {"state.chunks"},
+    "rows mixed": {"shape", "number"},
+    "smallest decay 1/100": {"number.decay_near_zero", "raw.clamped"},
+}
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("fault", ISOLATED)
+def test_an_isolated_fault_is_found_where_it_is_and_nowhere_else(fault):
+    cases = catalogue()
+    found = {cases[name].requirement for name, v in verdicts(fault, list(cases.values())).items() if v == "divergent"}
+    allowed = ISOLATED[fault]
+    assert found
+    assert {r for r in found if r not in allowed and r.partition(".")[0] not in allowed} == set()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -109,6 +110,11 @@ X, V, C = Ref(0), Ref(1), Ref(2)
 
 def instructions_of(op: str, args: tuple, dtype: torch.dtype, arch: int) -> Counter[str]:
     """Those of one operation on x, v and a condition c, one element a thread."""
+    return instructions(assembled(op, args, dtype, arch)["ptx"])
+
+
+def assembled(op: str, args: tuple, dtype: torch.dtype, arch: int) -> dict[str, Any]:
+    """PTX and cubin of one operation."""
     node = Node(op, args, BOOL if OPS[op].result == "bool" else dtype)
     made = Graph((("x", dtype), ("v", dtype), ("c", BOOL)), (node,), (("output", Ref(3)),))
     graph.verify(made)
@@ -118,7 +124,17 @@ def instructions_of(op: str, args: tuple, dtype: torch.dtype, arch: int) -> Coun
     types = {name: "*i8" if name == "c" else POINTERS[dtype] for name in "xvcy"}
     source = triton.compiler.ASTSource(launch_triton.load(text)["tiny"], types, {})
     target = triton.backends.compiler.GPUTarget("cuda", arch, 32)
-    return instructions(triton.compile(source, target=target, options={"num_warps": 1, **OPTIONS}).asm["ptx"])
+    return triton.compile(source, target=target, options={"num_warps": 1, **OPTIONS}).asm
+
+
+def sass(cubin: bytes, folder: Path) -> Counter[str]:
+    """What ptxas made of a kernel: its machine instructions."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+    (folder / "kernel.cubin").write_bytes(cubin)
+    text = subprocess.run([str(tool), "-c", "kernel.cubin"], cwd=folder, capture_output=True, text=True, check=True)
+    found = Counter(re.findall(r"/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", text.stdout))
+    assert found["EXIT"] > 0, text.stdout[:500]
+    return found
 
 
 # operation and arguments -> its floating point instructions in float32 and in float64 ({f}: f32 or f64). Comparisons
@@ -202,6 +218,18 @@ def test_each_operation_has_its_own_instructions_and_no_others(dtype, arch):
         found = instructions_of(op, args, dtype, arch)
         rounding = {name: n for name, n in found.items() if not re.match(r"(neg|abs|cvt\.rn\.f\d\d\.[us])", name)}
         assert rounding == Counter(name.format(f=f) for name in names), (op, args, found)
+
+
+@pytest.mark.parametrize(("dtype", "arch"), COMPILED)
+def test_the_machine_code_contracts_and_approximates_nothing(dtype, arch, tmp_path):
+    """The machine code of a whole division or square root has both, inside a correctly rounded routine."""
+    letter = "F" if dtype is F32 else "D"
+    some = [("add", (X, V)), ("sub", (0.3, X)), ("round", (X,)), ("pow", (X, 3)), ("sigmoid_backward", (X, V))]
+    for op, args in some:
+        found = sass(assembled(op, args, dtype, arch)["cubin"], tmp_path)
+        assert not [name for name in found if re.match(rf"{letter}FMA|MUFU|.*\.FTZ", name)], (op, args, found)
+    assert sass(assembled("add_scaled", (X, V, 0.3), dtype, arch)["cubin"], tmp_path)[f"{letter}FMA"] == 1
+    assert sass(assembled("mul", (X, V), dtype, arch)["cubin"], tmp_path)[f"{letter}MUL"] == 1
 
 
 @pytest.mark.parametrize(("dtype", "arch"), COMPILED)

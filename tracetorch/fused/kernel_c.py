@@ -77,7 +77,7 @@ def _strips(
         indent: of the loop.
         asks: (condition, row): rows that are needed some steps later, where they exist.
         statements: of one element `e`.
-        puts: (condition, to, from): rows that leave L1.
+        puts: (condition, to, from): rows that leave L1; "" is always.
     """
     bytes_ = "(end - s) * sizeof(float)"
     lines = [f"for (int64_t s = 0; s < m; s += {STRIP}) {{"]
@@ -85,7 +85,9 @@ def _strips(
     lines += [f"  if ({condition}) ask({row} + s, {bytes_});" for condition, row in asks]
     lines += ["#pragma GCC ivdep", "  for (int64_t e = s; e < end; e++) {"]
     lines += [f"    {line}" for line in statements] + ["  }"]
-    lines += [f"  if ({condition}) put({to} + s, {kept} + s, {bytes_}, stream);" for condition, to, kept in puts]
+    for condition, to, kept in puts:
+        guard = f"if ({condition}) " if condition else ""
+        lines.append(f"  {guard}put({to} + s, {kept} + s, {bytes_}, stream);")
     return [line if line.startswith("#") else f"{indent}{line}" for line in [*lines, "}"]]
 
 
@@ -129,7 +131,7 @@ def _forward(traced: Traced, states: Sequence[str], parameters: Sequence[str]) -
     statements = [*body.lines, *(f"const float new_{s} = {body.output(s + chr(39))};" for s in states)]
     statements += [f"y_block[e] = {body.output('output')};", *(f"s_{s}[e] = new_{s};" for s in states)]
     lines.append("      const int64_t out = t * y_t + b * y_b + n;")
-    puts = [("1", "y + out", "y_block"), *((f"record_{s}", f"record_{s} + out", f"s_{s}") for s in states)]
+    puts = [("", "y + out", "y_block"), *((f"record_{s}", f"record_{s} + out", f"s_{s}") for s in states)]
     lines += _strips("      ", [(f"t + {AHEAD} < T", f"x_row + {AHEAD} * x_t")], statements, puts)
     lines.append("    }")
     lines += [f"    memcpy(last_{s} + at, s_{s}, m * sizeof(float));" for s in states]

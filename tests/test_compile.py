@@ -300,3 +300,25 @@ def test_hooks_and_a_forward_of_one_s_own_see_every_step():
     for layer, reason in ((hooked, "hook"), (noisy, "forward is its own")):
         with pytest.raises(tt.fused.FuseError, match=reason), tt.backend("cpu"):
             layer.unroll(xs)
+
+
+def test_a_step_that_reads_its_input_s_size_runs_step_by_step():
+    """Traced on an example, the size would be the example's."""
+
+    class Share(tt.snn.Layer):
+        def __init__(self):
+            super().__init__(4)
+            self.define_state("mem")
+
+        def step(self, x, mem):
+            mem = 0.5 * mem + x / x.shape[-1]
+            return mem, mem
+
+    layer, xs = Share(), torch.rand(5, 2, 4)
+    with pytest.warns(tt.fused.FuseWarning, match="depends on the shape"):
+        ys = layer.unroll(xs)
+    layer.reset_states()
+    with tt.backend("eager"):
+        assert torch.equal(ys, layer.unroll(xs))
+    with pytest.raises(tt.fused.GraphError, match="depends on the shape"), tt.backend("cpu"):
+        layer.unroll(xs)

@@ -15,9 +15,11 @@ from torch.autograd.function import once_differentiable
 
 from tracetorch.fused import compiler, kernel_c, memory
 from tracetorch.fused.emit_c import BLOCK
+from tracetorch.fused.graph import GraphError
 from tracetorch.fused.trace import StepFunction, Traced, trace
 
 _PROCESS = os.getpid()
+_EXAMPLES = ((8,), (2, 5))  # shapes on which a step is traced
 _SMALL = 2**14  # elements of a sequence up to which one thread runs it: waking others takes as long
 _STREAMED = 2**19  # elements of a sequence from which outputs are written past the caches
 
@@ -100,9 +102,13 @@ def build(
         GraphError: a step that is not pointwise, or an operation without a form in the backend's language; names it.
         CompilerError: no C compiler.
     """
-    example = {name: torch.full((8,), 0.5, dtype=dtype) for name in ("x", *states, *parameters)}
+    names = ("x", *states, *parameters)
+    one, other = ({name: torch.full(shape, 0.5, dtype=dtype) for name in names} for shape in _EXAMPLES)
     wanted = ("x", *states, *learned) if backward else ()
-    traced = trace(step, example, states, wanted, carried=learned)
+    traced = trace(step, one, states, wanted, carried=learned)
+    # A size read in Python (x.shape, x.numel()) would become a number in the kernel, right for the example alone.
+    if trace(step, other, states, wanted, carried=learned) != traced:
+        raise GraphError("the step's arithmetic depends on the shape of its input, so it is no function of one element")
     return compiled(traced, states, parameters, learned, dtype, backend, device)
 
 

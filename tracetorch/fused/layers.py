@@ -216,7 +216,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 def _per_step(layer: Layer) -> str:
     """Why every step of a layer has to be a call of its own; "": it has not."""
-    if any(vars(layer)[name] for name in _HOOKS):
+    if any(getattr(module, name) for module in layer.modules() for name in _HOOKS):
         return "a hook wants every step's call"
     if "forward" in vars(layer) or not getattr(type(layer).forward, "elementwise_step", False):
         return "its forward is its own, and may be more than its step"

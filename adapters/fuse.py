@@ -22,6 +22,7 @@ from tracetorch.core.layer import Layer
 from tracetorch.fused import kernel_c
 from tracetorch.fused.hoist import prepare
 from tracetorch.fused.sequence import rounded, traced_step
+from tracetorch.fused.signature import Signature
 
 # package -> the file that says how its neurons are fused: `choose` and `adopt`
 _RECIPES = {
@@ -155,7 +156,8 @@ def _probe(module: nn.Module, mixin: type[Twin]) -> tuple[str, str]:
             learned = [name for name in ready.prelude.names if ready.real[name].requires_grad]
             traced, names = traced_step(ready, learned, True, shape=shape)
             graphs.append((str(traced.forward), str(traced.vjp)))
-            kernel_c.source(traced, recipe.states, names, [name for name in names if name in learned], torch.float32)
+            kept = tuple(name for name in names if name in learned)
+            kernel_c.source(traced, Signature(tuple(recipe.states), names, kept), torch.float32)
     except Exception as error:  # whatever the framework's code raises on a small example
         return str(error) or type(error).__name__, ""
     if graphs[0] != graphs[1]:

@@ -53,20 +53,20 @@ class Given:
         state = torch.zeros(batch, neurons)
         self.beta = torch.tensor(0.9)
         chunks = -(-steps // self.kernel.chunk)
-        self.tensors: dict[str, Any] = {"x": self.x, "y": self.y, "d_x": self.d_x, "d_y": self.d_y, "beta": self.beta}
-        self.tensors |= {f"{name}_mem": state.clone() for name in ("first", "last", "d_first", "d_last")}
-        self.tensors |= {"saved_mem": state.new_zeros(chunks, batch, neurons), "record_mem": None, "d_record_mem": None}
-        self.numbers = geometry(self.x, 0).numbers({"beta": self.beta})
+        self.first, self.last, self.d_last, self.d_first = (state.clone() for _ in range(4))
+        self.saved = state.new_zeros(chunks, batch, neurons)
+        self.shape = geometry(self.x.shape, 0)
 
     def forward(self, save: bool = False) -> None:
         """All steps; with `save`, the states that the backward pass needs."""
-        tensors = self.tensors if save else {**self.tensors, "saved_mem": None}
-        self.kernel.call("forward", self.kernel.forward_layout, tensors, self.numbers)
+        states = [self.first, self.last, self.saved if save else None, None]
+        self.kernel.call("forward", [self.x, self.y, *states, self.beta], self.shape, (1,))
 
     def both(self) -> None:
         """Forward and backward."""
         self.forward(save=True)
-        self.kernel.call("backward", self.kernel.backward_layout, self.tensors, self.numbers)
+        states = [self.saved, self.d_last, None, self.d_first]
+        self.kernel.call("backward", [self.x, self.d_y, self.d_x, *states, self.beta], self.shape, (1,))
 
     def copy(self) -> None:
         """What the bound is made of."""

@@ -15,7 +15,8 @@ from torch import nn
 
 import tracetorch as tt
 from tracetorch.fused import graph
-from tracetorch.fused.scan import Kernel, build, scan
+from tracetorch.fused import scan as scan_module
+from tracetorch.fused.scan import Geometry, Kernel, build, scan
 from tracetorch.fused.trace import trace
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -111,7 +112,7 @@ def test_kernel_is_eager_on_random_steps(seed):
     first = [normal(B, N).requires_grad_() for _ in states]
     values = {"p": normal(*shapes["p"]).requires_grad_(), "q": normal()}
     ys, last = loop(step, xs, time_dim, first, states, values)
-    ours, our_last, _ = scan(kernel, xs, time_dim, first, list(values.values()))
+    (ours,), our_last, _ = scan(kernel, [xs], time_dim, first, list(values.values()))
     assert_bits(ours, ys)
     for a, b in zip(our_last, last, strict=True):
         assert_bits(a, b)
@@ -156,7 +157,7 @@ def test_special_values_pass_as_in_torch():
     xs = special.repeat(8).reshape(1, 1, 64)
     first = special.repeat_interleave(8).reshape(1, 64)
     kernel = build(step, ["v"], [], [], torch.float32)
-    ours, last, _ = scan(kernel, xs, 0, [first], [])
+    (ours,), last, _ = scan(kernel, [xs], 0, [first], [])
     y, v = step({"x": xs[0], "v": first})
     for a, b in ((ours[0], y), (last[0], v)):
         assert torch.equal(a.isnan(), b.isnan())
@@ -179,7 +180,7 @@ ROUNDED = {
 def test_rounded_functions_are_within_two_ulp_of_torch(name, dtype):
     xs = torch.cat([torch.linspace(-110, 110, 9001, dtype=dtype), torch.randn(9001, dtype=dtype) * 3])[None, None]
     kernel = build(lambda given: [ROUNDED[name](given["x"]), given["v"]], ["v"], [], [], dtype)
-    ours = scan(kernel, xs, 0, [xs[0]], [])[0][0].numpy()
+    ours = scan(kernel, [xs], 0, [xs[0]], [])[0][0][0].numpy()
     truth = ROUNDED[name](xs[0]).numpy()
     ulp = np.spacing(np.minimum(np.abs(truth), np.finfo(truth.dtype).max / 2))
     with np.errstate(invalid="ignore"):
@@ -243,7 +244,7 @@ def test_every_exact_operation_has_torch_s_bits(name, dtype):
     step = lambda given: [EXACT[name](given["x"], given["v"]), given["v"]]  # noqa: E731
     kernel = build(step, ["v"], [], [], dtype, backward=False)
     with torch.no_grad():
-        ours = scan(kernel, a[None, None], 0, [b[None]], [])[0][0, 0]
+        ours = scan(kernel, [a[None, None]], 0, [b[None]], [])[0][0][0, 0]
     truth = EXACT[name](a, b)
     assert torch.equal(ours.isnan(), truth.isnan())
     kept = ~truth.isnan()
@@ -464,7 +465,7 @@ def test_training_through_the_kernel_learns():
 # ---- size ------------------------------------------------------------------------------------------------------------
 
 
-def test_offsets_beyond_two_to_the_31_elements():
+def test_offsets_beyond_two_to_the_31_elements(monkeypatch):
     """Rows 2^31 + 11 elements apart, in memory of which only the pages of these rows exist."""
     apart, steps, n = 2**31 + 11, 2, 700
     whole = mmap.mmap(-1, 4 * (apart * (steps - 1) + 2 * n), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -482,36 +483,17 @@ def test_offsets_beyond_two_to_the_31_elements():
         x[t * apart : t * apart + n] = xs[t]
         output, state = step({"x": xs[t], "mem": state, "beta": beta})
         expected.append(output)
-    tensors = {"x": x, "y": y, "first_mem": mem, "last_mem": torch.empty(n), "beta": beta}
-    saved = torch.empty(1, n)
-    numbers = {"T": steps, "B": 1, "N": n, "threads": 1, "width": 512, "x_t": apart, "x_b": 0, "y_t": apart, "y_b": 0}
-    numbers |= {"beta_b": 0, "beta_n": 0}
-    for stream in (0, 1):
-        kernel.call(
-            "forward",
-            kernel.forward_layout,
-            {**tensors, "saved_mem": saved, "record_mem": None},
-            {**numbers, "stream": stream},
-        )
+    last, saved, shape = torch.empty(n), torch.empty(1, n), Geometry(steps, 1, n, apart, 0)
+    for streamed in (2**62, 1):
+        monkeypatch.setattr(scan_module, "_STREAMED", streamed)
+        scan_module._integers.cache_clear()
+        kernel.call("forward", [x, y, mem, last, saved, None, beta], shape, (1,))
         for t in range(steps):
             assert_bits(y[t * apart : t * apart + n], expected[t])
             y[t * apart : t * apart + n] = 0
-        assert_bits(tensors["last_mem"], state)
-    kernel.call(
-        "backward",
-        kernel.backward_layout,
-        {
-            "x": x,
-            "d_y": x,
-            "d_x": y,
-            "saved_mem": saved,
-            "d_last_mem": torch.zeros(n),
-            "d_record_mem": None,
-            "d_first_mem": torch.empty(n),
-            "beta": beta,
-        },
-        {**numbers, "stream": 1},
-    )
+        assert_bits(last, state)
+    kernel.call("backward", [x, x, y, saved, torch.zeros(n), None, torch.empty(n), beta], shape, (1,))
+    scan_module._integers.cache_clear()
     leaf = xs.clone().requires_grad_()
     total, state = 0, mem
     for t in range(steps):

@@ -826,3 +826,109 @@ def test_training_changes_the_raw_values_and_the_values_with_them():
     assert (layer.beta != beta).all()
     assert (layer.threshold != threshold).all()
     assert torch.equal(layer.beta, torch.sigmoid(layer.raw_beta))
+
+
+# ---- several inputs and outputs --------------------------------------------------------------------------------------
+
+
+class Gated(tt.snn.Layer):
+    """A neuron with a gate beside its input; it shows its membrane beside its spikes."""
+
+    def __init__(self, num_neurons=5, dim=-1):
+        super().__init__(num_neurons, dim)
+        self.define_state("mem")
+        self.define_decay("beta", 0.9)
+        self.define_outputs("spikes", "membrane")
+
+    def step(self, x, gate, mem):
+        mem = mem * self.beta + x * gate
+        spikes = tt.functional.heaviside(mem - 1, torch.ones(()), tt.functional.Surrogate("atan"))
+        return spikes, mem, mem - spikes.detach()
+
+
+@pytest.mark.parametrize("time_dim", [0, 1])
+@pytest.mark.parametrize("dim", [-1, 1])
+def test_a_step_of_several_inputs_and_outputs_is_fused_bit_for_bit(time_dim, dim):
+    torch.manual_seed(0)
+    shape = [3, 5, 4] if dim == 1 else [3, 4, 5]
+    shape.insert(time_dim, 37)
+    x, gate = (torch.randn(shape).requires_grad_() for _ in range(2))
+    weights = [torch.randn(shape) for _ in range(2)]
+    found = {}
+    for backend in ("eager", "cpu"):
+        layer = Gated(dim=dim)
+        with tt.backend(backend):
+            spikes, membrane = layer.unroll((x, gate), time_dim)
+        loss = (spikes * weights[0] + membrane * weights[1]).sum()
+        found[backend] = [spikes, membrane, layer.mem, *torch.autograd.grad(loss, [x, gate])]
+        assert spikes.sum() > 10
+    for a, b in zip(found["eager"], found["cpu"], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_call_of_several_inputs_and_outputs_is_a_step_of_the_sequence():
+    torch.manual_seed(0)
+    layer, other = Gated(), Gated()
+    x, gate = torch.randn(11, 2, 5), torch.randn(11, 2, 5)
+    with tt.backend("cpu"), torch.no_grad():
+        spikes, membrane = layer.unroll((x, gate))
+    for t in range(11):
+        now = other(x[t], gate[t])
+        assert isinstance(now, tuple)
+        assert torch.equal(now[0], spikes[t])
+        assert torch.equal(now[1], membrane[t])
+
+
+def test_several_inputs_that_do_not_fit_are_refused():
+    layer, x = Gated(), torch.zeros(3, 2, 5)
+    with pytest.raises(TypeError, match=r"Gated: 1 inputs given, its step takes 2: x, gate"):
+        layer(x[0])
+    with pytest.raises(ValueError, match=r"Gated: the input gate has shape \[5\], x has \[2, 5\]"):
+        layer(x[0], x[0, 0])
+    with tt.backend("cpu"):
+        with pytest.raises(tt.fused.FuseError, match="Gated: 1 input sequences, but its step takes 2: x, gate"):
+            layer.unroll(x)
+        with pytest.raises(tt.fused.FuseError, match=r"the input gate is torch\.float64"):
+            layer.unroll((x, x.double()))
+    with tt.backend("eager"), pytest.raises(ValueError, match="of different lengths"):
+        layer.unroll((x, x[:2]))
+    assert layer.mem is None
+    with pytest.raises(ValueError, match="give at least one name"):
+        layer.define_outputs()
+
+
+# Words of C and Python, and what the kernels' own variables and arguments are called.
+_NAMES = ("n", "m", "e", "b", "t", "T", "B", "N", "at", "job", "place", "start", "put", "memcpy", "int", "y", "d_y")
+_NAMES += ("in_x", "first_mem", "s_mem", "v0", "stream", "by_t", "tl", "live", "out", "d_in_x", "x_row")
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_a_parameter_may_have_any_name(name):
+    class Named(tt.snn.Layer):
+        def __init__(self):
+            super().__init__(3)
+            self.define_state("mem")
+            self.define_decay(name, 0.7)
+
+        def step(self, x, mem):
+            mem = mem * getattr(self, name) + x
+            return mem, mem
+
+    torch.manual_seed(0)
+    xs, results = torch.randn(4, 2, 3), []
+    for backend in ("eager", "cpu"):
+        layer = Named()
+        with tt.backend(backend):
+            ys = layer.unroll(xs)
+        ys.sum().backward()
+        results.append((ys, getattr(layer, f"raw_{name}").grad))
+    assert torch.equal(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("name", ["step", "unroll", "float", "training", "dim", "input_names"])
+def test_a_parameter_may_not_take_the_name_of_something_else(name):
+    layer = tt.snn.Layer(3)
+    with pytest.raises(ValueError, match=f"Layer: {name}: the layer has something else of this name"):
+        layer.define_decay(name, 0.7)
+    assert not list(layer.parameters())

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 import tracetorch as tt
-from tracetorch.fused import graph, launch_triton
+from tracetorch.fused import graph, kernel_triton, launch_triton
 from tracetorch.fused.emit_triton import OPTIONS, Body, function
 from tracetorch.fused.graph import OPS, Graph, Node, Ref
 from tracetorch.fused.kernel_triton import chunk, unroll
-from tracetorch.fused.scan import build
+from tracetorch.fused.scan import build, geometry
 
 # `make env` brings Triton on Linux, the only system it is built for.
 triton = importlib.import_module("triton") if sys.platform == "linux" else pytest.importorskip("triton")
@@ -62,12 +62,14 @@ def test_kernels_in_the_interpreter():
 
 def compiled(kernel, name: str, arch: int, null: tuple[str, ...] = (), elements: int = 2**22):
     """One of a kernel's functions compiled for a GPU that need not be there."""
-    layout = kernel.forward_layout if name == "forward" else kernel.backward_layout
-    plan = launch_triton.geometry(name, len(kernel.states), kernel.dtype, elements, elements)
+    signature = kernel.signature
+    pointers = signature.forward_pointers if name == "forward" else signature.backward_pointers
+    integers = (*kernel_triton.INTEGERS, *signature.strides)
+    plan = launch_triton.geometry(name, len(signature.states), kernel.dtype, elements, elements)
     run = launch_triton.load(kernel.source)[name]
     types, constants, hints = {}, {}, {}
-    for k, (argument, what) in enumerate(zip(run.arg_names, (*layout.pointers, *layout.integers), strict=False)):
-        pointer = k < len(layout.pointers)
+    for k, (argument, what) in enumerate(zip(run.arg_names, (*pointers, *integers), strict=False)):
+        pointer = k < len(pointers)
         types[argument] = "constexpr" if what in null else POINTERS[kernel.dtype] if pointer else "i64"
         if what in null:
             constants[(k,)] = None
@@ -79,6 +81,10 @@ def compiled(kernel, name: str, arch: int, null: tuple[str, ...] = (), elements:
     source = triton.compiler.ASTSource(run, types, constants, hints)
     target = triton.backends.compiler.GPUTarget("cuda", arch, 32)
     return triton.compile(source, target=target, options={"num_warps": plan.warps, **OPTIONS}).asm["ptx"]
+
+
+def records(kernel) -> tuple[str, ...]:
+    return tuple(f"{kind}_{s}" for s in kernel.signature.states for kind in ("record", "d_record"))
 
 
 def ptxas(ptx: str, arch: int, folder: Path) -> tuple[int, int]:
@@ -276,7 +282,7 @@ def make_kernel(name: str, dtype: torch.dtype = F32):
 def test_whole_kernels_contract_nothing_and_spill_nothing(name, arch, tmp_path):
     kernel = make_kernel(name)
     for direction in ("forward", "backward"):
-        ptx = compiled(kernel, direction, arch, null=tuple(f"record_{s}" for s in kernel.states))
+        ptx = compiled(kernel, direction, arch, null=records(kernel))
         found = owned(instructions(ptx))
         assert not {key for key in found if "full" in key}
         exps = found.get("ex2.approx.ftz.f32", 0)
@@ -342,43 +348,29 @@ class Driver:
         return triton.backends.compiler.GPUTarget("cuda", 90, 32)
 
 
-def numbers(kernel, time_dim: int, T: int, B: int, N: int, parameter: tuple[int, int]) -> dict[str, int]:
-    """The integers of a call; `parameter`: the strides for b and n of every parameter."""
-    n, b = (B * N, 1) if time_dim == 0 else (N, B)
-    strides = {"x_t": n, "x_b": 0 if time_dim == 0 else T * N}
-    found = {"T": T, "B": b, "N": n, **strides, "y_t": strides["x_t"], "y_b": strides["x_b"]}
-    for name in kernel.parameters:
-        found |= {f"{name}_b": parameter[0], f"{name}_n": parameter[1]}
-    return found
-
-
 def test_one_compilation_serves_every_length_and_layout(monkeypatch):
     driver = Driver()
     monkeypatch.setattr(triton.runtime.driver, "_active", driver)
     kernel = make_kernel("lif")
-    tensors = {
-        name: torch.zeros(64) for layout in (kernel.forward_layout, kernel.backward_layout) for name in layout.pointers
-    }
-    tensors["record_v"] = None
-    for direction, layout in (("forward", kernel.forward_layout), ("backward", kernel.backward_layout)):
+    signature = kernel.signature
+
+    def call(direction: str, names: tuple[str, ...], time_dim: int, T: int, B: int, N: int, whole: bool = False):
+        pointers = [None if "record" in name else torch.zeros(64) for name in names]
+        shape = geometry(torch.Size((T, B, N) if time_dim == 0 else (B, T, N)), time_dim)
+        kernel.call(direction, pointers, shape, (B * N if whole else N,) * len(signature.parameters))
+        return driver.launched[-1]
+
+    for direction, names in (("forward", signature.forward_pointers), ("backward", signature.backward_pointers)):
         before = driver.loaded
-        for T, B, time_dim, parameter in (
-            (1, 1, 0, (0, 0)),
-            (16, 2, 0, (0, 1)),
-            (17, 3, 1, (0, 1)),
-            (40, 3, 1, (512, 1)),
-        ):
-            kernel.call(direction, layout, tensors, numbers(kernel, time_dim, T, B, 512, parameter))
-            assert driver.launched[-1] == (4 * B, 1, 1, 77)
+        for T, B, time_dim, whole in ((1, 1, 0, False), (16, 2, 0, False), (17, 3, 1, False), (40, 3, 1, True)):
+            assert call(direction, names, time_dim, T, B, 512, whole) == (4 * B, 1, 1, 77)
         assert driver.loaded == before + 1
         # Rows that are no multiple of 16 elements are another kernel, one for all of them.
         for T, N in ((1, 513), (40, 513), (16, 701)):
-            kernel.call(direction, layout, tensors, numbers(kernel, 1, T, 2, N, (0, 1)))
+            call(direction, names, 1, T, 2, N)
         assert driver.loaded == before + 2
-        kernel.call(direction, layout, tensors, numbers(kernel, 1, 5, 0, 512, (0, 1)))
-        assert driver.launched[-1] == (2 * 6, 1, 1, 77)
-    kernel.call("forward", kernel.forward_layout, tensors, numbers(kernel, 1, 3, 2**17, 1, (0, 1)))
-    assert driver.launched[-1] == (2**17, 1, 1, 77)
+        assert call(direction, names, 1, 5, 0, 512) == (2 * 6, 1, 1, 77)
+    assert call("forward", signature.forward_pointers, 1, 3, 2**17, 1) == (2**17, 1, 1, 77)
 
 
 # ---- source and refusals ---------------------------------------------------------------------------------------------

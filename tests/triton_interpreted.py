@@ -21,7 +21,8 @@ from tracetorch.fused import graph
 from tracetorch.fused.graph import OPS, Graph, Node, Ref
 from tracetorch.fused.launch_triton import geometry
 from tracetorch.fused.launch_triton import kernel as triton_kernel
-from tracetorch.fused.scan import build, scan
+from tracetorch.fused.scan import Geometry, build, scan
+from tracetorch.fused.signature import Signature
 from tracetorch.fused.trace import Traced
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run through test_triton.py"
@@ -64,7 +65,7 @@ def test_kernel_is_eager_and_the_c_kernel_on_random_steps(seed):
     found = {}
     for backend in ("triton", "cpu"):
         kernel = build(step, states, parameters, learned, dtype, backend=backend)
-        ours, our_last, _ = scan(kernel, xs, time_dim, first, list(values.values()))
+        (ours,), our_last, _ = scan(kernel, [xs], time_dim, first, list(values.values()))
         for a, b in zip((ours, *our_last), (ys, *last), strict=True):
             assert_bits(a, b)
         found[backend] = torch.autograd.grad([ours, *our_last], leaves, cotangents)
@@ -84,7 +85,7 @@ def test_many_states_are_replayed_from_fewer_saved_ones(count, T):
     found = []
     for backend in ("triton", "cpu"):
         kernel = build(step, states, parameters, parameters, torch.float32, backend=backend)
-        ys, _, _ = scan(kernel, xs, 0, first, values)
+        (ys,), _, _ = scan(kernel, [xs], 0, first, values)
         found.append([ys, *torch.autograd.grad(ys.sum(), [xs, *values])])
     for a, b in zip(*found, strict=True):
         assert_bits(a, b)
@@ -118,7 +119,7 @@ def test_more_elements_are_run_with_fewer_rows_ahead(dtype, ahead, N):
     found = []
     for backend in ("triton", "cpu"):
         kernel = build(step, ["v"], ["p"], [], dtype, backend=backend)
-        ys, last, _ = scan(kernel, xs, 0, first, values)
+        (ys,), last, _ = scan(kernel, [xs], 0, first, values)
         found.append([ys, *last, *torch.autograd.grad(ys.sum() + last[0].sum(), [xs])])
     for a, b in zip(*found, strict=True):
         assert_bits(a, b)
@@ -132,7 +133,7 @@ def test_states_after_every_step_are_recorded():
         if time_dim == 0:
             xs = xs.transpose(0, 1)
         with torch.no_grad():
-            _, last, recorded = scan(kernel, xs, time_dim, first, values, record=True)
+            _, last, recorded = scan(kernel, [xs], time_dim, first, values, record=True)
         names = {"p": values[0], "q": values[1]}
         for t in range(19):
             _, first = loop(step, xs.narrow(time_dim, t, 1), time_dim, first, ["v", "i"], names)
@@ -173,7 +174,7 @@ def test_only_the_initial_state_wants_a_gradient():
         lambda given: [given["v"], 0.5 * given["v"] + given["x"]], ["v"], [], [], torch.float32, True, "triton"
     )
     first = torch.ones(2, 7, requires_grad=True)
-    ys, _, _ = scan(kernel, torch.ones(11, 2, 7), 0, [first], [])
+    (ys,), _, _ = scan(kernel, [torch.ones(11, 2, 7)], 0, [first], [])
     (gradient,) = torch.autograd.grad(ys.sum(), [first])
     assert_bits(gradient, torch.full((2, 7), 2.0 - 0.5**10))
 
@@ -186,20 +187,49 @@ def test_another_dtype_or_backend_is_refused():
         layer.unroll(torch.rand(3, 2, 7).double())
 
 
+def test_several_inputs_and_outputs_and_gradients_of_recorded_states():
+    """The two renderers alike, both against autograd through the loop."""
+
+    def step(given):
+        gate = torch.sigmoid(given["gate"]) * 0 + given["gate"]
+        v = given["v"] * given["p"] + given["x"] * gate
+        return v - gate, v * given["gate"], v
+
+    for T, time_dim in ((19, 0), (19, 1), (8, 0), (3, 1)):
+        normal = normals(T, torch.float32)
+        shape = (T, 2, 5) if time_dim == 0 else (2, T, 5)
+        leaves = [normal(*shape).requires_grad_() for _ in range(2)]
+        leaves += [normal(2, 5).requires_grad_(), normal(5).requires_grad_()]
+        x, gate, first, p = leaves
+        v, series = first, []
+        for t in range(T):
+            *outputs, v = step({"x": x.select(time_dim, t), "gate": gate.select(time_dim, t), "v": v, "p": p})
+            series.append((*outputs, v))
+        expected = [torch.stack(each, time_dim) for each in zip(*series, strict=True)]
+        weights = [normal(*shape) for _ in expected]
+        gradients = torch.autograd.grad(expected, leaves, weights)
+        for backend in ("triton", "cpu"):
+            names = (["v"], ["p"], ["p"], torch.float32)
+            kernel = build(step, *names, backend=backend, inputs=("x", "gate"), outputs=("spikes", "current"))
+            ys, _, recorded = scan(kernel, [x, gate], time_dim, [first], [p], record=True)
+            for a, b in zip((*ys, *recorded), expected, strict=True):
+                assert_bits(a, b)
+            found = torch.autograd.grad([*ys, *recorded], leaves, weights)
+            for a, b in zip(found[:3], gradients[:3], strict=True):
+                assert_bits(a, b)
+            assert float((found[3] - gradients[3]).abs().max()) <= 1e-5 * float(gradients[3].abs().max())
+
+
 def test_offsets_past_two_to_the_31(tmp_path):
     far = 2**31 + 64
     kernel = build(lambda given: [given["x"] + given["v"], given["x"]], ["v"], [], [], torch.float32, False, "triton")
     # Sparse files: only the touched pages exist.
     x, y = (torch.from_numpy(np.memmap(tmp_path / name, np.float32, "w+", shape=(far + 7,))) for name in "xy")
     x[:7], x[far:] = torch.arange(7.0), torch.arange(7.0) * 10
-    tensors = {"x": x, "y": y, "first_v": torch.zeros(7), "last_v": torch.zeros(7), "saved_v": None, "record_v": None}
-    for sizes in ({"T": 2, "B": 1, "x_t": far, "x_b": 0}, {"T": 1, "B": 2, "x_t": 0, "x_b": far}):
+    for shape in (Geometry(2, 1, 7, far, 0), Geometry(1, 2, 7, 0, far)):
         y[far:] = 0
-        tensors["first_v"] = torch.zeros(14)
-        tensors["last_v"] = torch.zeros(14)
-        numbers = {**sizes, "N": 7, "y_t": sizes["x_t"], "y_b": sizes["x_b"]}
-        kernel.call("forward", kernel.forward_layout, tensors, numbers)
-        assert_bits(y[far:], x[far:] + (x[:7] if sizes["T"] == 2 else 0))
+        kernel.call("forward", [x, y, torch.zeros(14), torch.zeros(14), None, None], shape, ())
+        assert_bits(y[far:], x[far:] + (x[:7] if shape.T == 2 else 0))
 
 
 # ---- one operation at a time -----------------------------------------------------------------------------------------
@@ -235,8 +265,8 @@ def run_node(node: Node, inputs: dict[str, torch.Tensor], dtype: torch.dtype) ->
     condition = Node("gt", (X, V), torch.bool)
     made = Graph((("x", dtype), ("v", dtype)), (condition, node), (("output", Ref(3)), ("v'", V)))
     graph.verify(made)
-    kernel = triton_kernel(Traced(made, None), ("v",), (), (), dtype, node.dtype, "cpu")
-    return scan(kernel, inputs["x"][None], 0, [inputs["v"]], [])[0][0]
+    kernel = triton_kernel(Traced(made, None), Signature(("v",)), dtype, (node.dtype,), "cpu")
+    return scan(kernel, [inputs["x"][None]], 0, [inputs["v"]], [])[0][0][0]
 
 
 def grid(dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -293,7 +323,7 @@ def test_fused_operations_have_their_operands_in_place(op, dtype):
 def test_rounded_functions_are_within_two_ulp_of_torch(name, dtype):
     xs = torch.cat([torch.linspace(-110, 110, 9001, dtype=dtype), torch.randn(9001, dtype=dtype) * 3])[None, None]
     kernel = build(lambda given: [ROUNDED[name](given["x"]), given["v"]], ["v"], [], [], dtype, False, "triton")
-    ours = scan(kernel, xs, 0, [xs[0]], [])[0][0].numpy()
+    ours = scan(kernel, [xs], 0, [xs[0]], [])[0][0][0].numpy()
     truth = ROUNDED[name](xs[0]).numpy()
     ulp = np.spacing(np.minimum(np.abs(truth), np.finfo(truth.dtype).max / 2))
     with np.errstate(invalid="ignore"):

@@ -67,7 +67,7 @@ class Native(LayerSubject):
             return native.trace(xs)
         before = {name: getattr(native, name) for name in native.state_names}
         with torch.no_grad():
-            _, states = unroll(native, xs, 0, record=True, backend=self.executor)
+            _, states = unroll(native, [xs], 0, record=True, backend=self.executor)
         for name, state in before.items():
             setattr(native, name, state)
         with tt.backend(self.executor):

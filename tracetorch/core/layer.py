@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -15,6 +16,8 @@ from tracetorch.fused import layers as fused_layers
 
 Value = float | Sequence[float] | Tensor
 
+
+_BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 # raw form -> what the value must satisfy, in words and as a test
 _CONSTRAINTS: Mapping[str, tuple[str, Callable[[Tensor], Tensor]]] = {
@@ -46,12 +49,24 @@ class Layer(nn.Module):
         self.dim = dim
         self.raw_forms: dict[str, str] = {}
         self.state_names: tuple[str, ...] = ()
+        self.output_names: tuple[str, ...] = ("output",)
         # The parameters' values, between `TTcompile` and `TTdecompile`.
         self.baked: dict[str, Tensor] = {}
         self.trail = Trail()
         # Of the engine: what stands for the parameters' values while a step is traced; the kernels built so far.
         self.overrides: dict[str, Tensor] = {}
         self.kernels: dict[Any, Any] = {}
+
+    # The required arguments of `step`, by name; none where it takes any number.
+    _step_takes: tuple[str, ...] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "step" in cls.__dict__:
+            takes = list(inspect.signature(cls.step).parameters.values())[1:]
+            kinds = {each.kind for each in takes}
+            needed = tuple(each.name for each in takes if each.default is each.empty and each.kind in _BY_PLACE)
+            cls._step_takes = () if inspect.Parameter.VAR_POSITIONAL in kinds else needed
 
     # ---- declaring -----------------------------------------------------------------------------------------------
 
@@ -61,6 +76,12 @@ class Layer(nn.Module):
             raise ValueError(f"{type(self).__name__}: the state {name!r} is declared twice")
         self.register_buffer(name, None, persistent=False)
         self.state_names = (*self.state_names, name)
+
+    def define_outputs(self, *names: str) -> None:
+        """Declare that `step` returns several outputs before the states; a call then returns a tuple of them."""
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"{type(self).__name__}: outputs {names}; give at least one name, each once")
+        self.output_names = names
 
     def define_decay(self, name: str, value: Value, rank: int = 1, learnable: bool = True) -> None:
         """A decay in (0, 1): stored as `raw_<name>`, read as `self.<name> = sigmoid(raw_<name>)`."""
@@ -76,6 +97,8 @@ class Layer(nn.Module):
 
     def _define(self, name: str, value: Value, rank: int, learnable: bool, raw_form: str) -> None:
         where = f"{type(self).__name__}: {name}"
+        if hasattr(type(self), name) or name in self.__dict__:
+            raise ValueError(f"{where}: the layer has something else of this name; choose another")
         tensor = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.get_default_dtype())
         tensor = tensor.detach().clone()
         if not tensor.is_floating_point():
@@ -141,38 +164,55 @@ class Layer(nn.Module):
 
     # ---- running -------------------------------------------------------------------------------------------------
 
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """What `step` takes before the states: its required arguments by name; ("x",) where it takes `*states`."""
+        names = self._step_takes
+        return names[: len(names) - len(self.state_names)] if len(names) > len(self.state_names) else ("x",)
+
     def step(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        """One time step, elementwise: `step(x, *states) -> output, *new_states`. Written by the subclass."""
+        """One time step, elementwise: `step(x, *states) -> output, *new_states`. Written by the subclass.
+
+        It may take several inputs of one shape, `step(x, gate, *states)`, and return several outputs before the states,
+        declared by `define_outputs`.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define step(x, *states) -> output, *new_states")
 
-    def forward(self, x: Tensor) -> Tensor:
-        """One time step. x: [B, ...] with `num_neurons` at `dim`; returns the output of the same shape."""
+    def forward(self, x: Tensor, *more: Tensor) -> Any:
+        """One time step. x: [B, ...] with `num_neurons` at `dim`; returns the output of the same shape.
+
+        A step of several inputs takes them all, of one shape; one of several outputs returns them as a tuple.
+        """
         self.check_input(x)
+        self._check_more(x, more)
         recomputation.refuse(type(self).__name__)
         self._follow_states()
-        states = [self.state(name, x) for name in self.state_names]
+        given = [x, *more, *(self.state(name, x) for name in self.state_names)]
         if self.num_neurons is not None and x.ndim > 1:
-            x, *states = (tensor.movedim(self.dim, -1) for tensor in (x, *states))
-        results = self.step(x, *states)
-        if not isinstance(results, (tuple, list)) or len(results) != 1 + len(self.state_names):
+            given = [tensor.movedim(self.dim, -1) for tensor in given]
+        results = self.step(*given)
+        outputs = len(self.output_names)
+        if not isinstance(results, (tuple, list)) or len(results) != outputs + len(self.state_names):
             found = f"{len(results)} values" if isinstance(results, (tuple, list)) else type(results).__name__
             raise TypeError(
-                f"{type(self).__name__}.step returned {found}; expected the output and the states "
-                f"{list(self.state_names)}"
+                f"{type(self).__name__}.step returned {found}; expected {self._expected()} and the "
+                f"states {list(self.state_names)}"
             )
         if self.num_neurons is not None and x.ndim > 1:
             results = tuple(tensor.movedim(-1, self.dim) for tensor in results)
-        for name, state in zip(self.state_names, results[1:], strict=True):
+        for name, state in zip(self.state_names, results[outputs:], strict=True):
             setattr(self, name, state)
         if not torch.compiler.is_compiling():
             self.trail.follow(results)
-        return results[0]
+        return results[0] if outputs == 1 else tuple(results[:outputs])
 
     # This forward is its step and no more. A subclass's own may be more: then `unroll` calls it for every step.
     forward.elementwise_step = True  # type: ignore[attr-defined]
 
-    def unroll(self, xs: Tensor, time_dim: int = 0) -> Tensor:
+    def unroll(self, xs: Tensor | Sequence[Tensor], time_dim: int = 0) -> Any:
         """The whole sequence. xs: [T, B, ...] (`time_dim=0`) or [B, T, ...] (`time_dim=1`); same shape back.
+
+        A step of several inputs takes a tuple of sequences of one shape; one of several outputs returns a tuple.
 
         The states carry on from before and are left as after the last step. T = 0 changes nothing. All steps run as
         one compiled kernel where one fits (see `tt.backend`); a layer with hooks or with a `forward` of its own, and a
@@ -180,11 +220,11 @@ class Layer(nn.Module):
         """
         recomputation.refuse(type(self).__name__)
         self._follow_states()
-        fused = fused_layers.attempt(self, xs, time_dim)
+        fused = fused_layers.attempt(self, (xs,) if isinstance(xs, Tensor) else tuple(xs), time_dim)
         if fused is not None:
             if not torch.compiler.is_compiling():
                 self.trail.fused = True
-            return fused
+            return fused[0] if len(fused) == 1 else tuple(fused)
         outputs, _ = self.trace(xs, time_dim, states=())
         return outputs
 
@@ -196,19 +236,28 @@ class Layer(nn.Module):
     kernel_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def trace(
-        self, xs: Tensor, time_dim: int = 0, states: Sequence[str] | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self, xs: Tensor | Sequence[Tensor], time_dim: int = 0, states: Sequence[str] | None = None
+    ) -> tuple[Any, dict[str, Tensor]]:
         """`unroll` that also records states: returns the outputs and `{state: its values after every step}`."""
         names = self.state_names if states is None else tuple(states)
-        outputs: list[Tensor] = []
+        sequences = (xs,) if isinstance(xs, Tensor) else tuple(xs)
+        steps = {each.shape[time_dim] for each in sequences}
+        if len(steps) != 1:
+            shapes = [list(each.shape) for each in sequences]
+            raise ValueError(f"{type(self).__name__}: input sequences of different lengths: {shapes}")
+        outputs: list[Any] = []
         recorded: dict[str, list[Tensor]] = {name: [] for name in names}
-        for x in xs.unbind(time_dim):
-            outputs.append(self(x))
+        for given in zip(*(each.unbind(time_dim) for each in sequences), strict=True):
+            outputs.append(self(*given))
             for name in names:
                 recorded[name].append(getattr(self, name))
         if not outputs:
-            return torch.empty_like(xs), {name: torch.empty_like(xs) for name in names}
-        return torch.stack(outputs, time_dim), {n: torch.stack(values, time_dim) for n, values in recorded.items()}
+            return torch.empty_like(sequences[0]), {name: torch.empty_like(sequences[0]) for name in names}
+        if isinstance(outputs[0], tuple):
+            stacked: Any = tuple(torch.stack(series, time_dim) for series in zip(*outputs, strict=True))
+        else:
+            stacked = torch.stack(outputs, time_dim)
+        return stacked, {name: torch.stack(values, time_dim) for name, values in recorded.items()}
 
     def check_input(self, x: Tensor) -> None:
         """Raises `TypeError` or `ValueError` unless x is floating point with `num_neurons` at `dim`."""
@@ -226,17 +275,39 @@ class Layer(nn.Module):
                 f"num_neurons={self.num_neurons} (input shape {list(x.shape)})"
             )
 
+    def _expected(self) -> str:
+        return "the output" if len(self.output_names) == 1 else f"the outputs {list(self.output_names)}"
+
+    def _check_more(self, x: Tensor, more: Sequence[Tensor]) -> None:
+        """Raises `TypeError` or `ValueError` unless there are as many inputs as the step takes, of one shape."""
+        names = self.input_names
+        if 1 + len(more) != len(names):
+            raise TypeError(
+                f"{type(self).__name__}: {1 + len(more)} inputs given, its step takes {len(names)}: {', '.join(names)}"
+            )
+        for name, each in zip(names[1:], more, strict=True):
+            if each.shape != x.shape:
+                raise ValueError(
+                    f"{type(self).__name__}: the input {name} has shape {list(each.shape)}, {names[0]} has "
+                    f"{list(x.shape)}; expand one of them"
+                )
+
     def state(self, name: str, x: Tensor) -> Tensor:
-        """A state before a step with the input x: the kept one, or zero. Raises `ValueError` for another shape."""
+        """A state before a step with the input x: the kept one, or the first. Raises `ValueError` for another shape."""
         state = getattr(self, name)
         if state is None:
-            return torch.zeros_like(x)
+            first = self.first_state(name)
+            return torch.zeros_like(x) if first is None else (torch.zeros_like(x) + first).to(x.dtype)
         if state.shape != x.shape:
             raise ValueError(
                 f"{type(self).__name__}: the state {name!r} has shape {list(state.shape)} from the last call, the "
                 f"input has {list(x.shape)}; call reset_states() before another batch size or shape"
             )
         return state
+
+    def first_state(self, name: str) -> Tensor | None:
+        """What a state starts from, a constant that broadcasts against the input; None: zero."""
+        return None
 
     def _follow_states(self) -> None:
         """Before a call: a state whose graph is freed says so when backward reaches it a second time."""

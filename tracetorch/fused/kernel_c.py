@@ -8,63 +8,34 @@ parameter has a stride for b and one for n, of which either may be 0.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from tracetorch.fused.emit_c import BLOCK, PREAMBLE, Body, invariants
 from tracetorch.fused.graph import Graph
+from tracetorch.fused.signature import Signature
 from tracetorch.fused.trace import Traced
 
 CHUNK = 32  # steps between two saved states
 STRIP = 64  # elements between two requests for later rows: a burst of them would stall the arithmetic
 AHEAD = 2  # rows asked for before they are needed
 
-
-@dataclass(frozen=True)
-class Layout:
-    """The pointers and integers that a kernel takes, in order, by name."""
-
-    pointers: tuple[str, ...]
-    integers: tuple[str, ...]
+# Elements of a sequence from one step to the next and from one b to the next: `by_t`, `by_b`. `stream`: whether outputs
+# go past the caches. `width`: elements of a job, at most BLOCK.
+INTEGERS = ("T", "B", "N", "by_t", "by_b", "threads", "stream", "width")
 
 
-# `stream`: whether outputs go past the caches. `width`: elements of a job, at most BLOCK.
-_INTEGERS = ("T", "B", "N", "threads", "stream", "width", "x_t", "x_b", "y_t", "y_b")
-
-
-def _parameter_integers(parameters: Sequence[str]) -> list[str]:
-    return [f"{name}_{axis}" for name in parameters for axis in ("b", "n")]
-
-
-def forward_layout(states: Sequence[str], parameters: Sequence[str]) -> Layout:
-    """Of the forward kernel; `saved_*` and `record_*` may be null."""
-    pointers = ["x", "y"]
-    for state in states:
-        pointers += [f"first_{state}", f"last_{state}", f"saved_{state}", f"record_{state}"]
-    return Layout((*pointers, *parameters), (*_INTEGERS, *_parameter_integers(parameters)))
-
-
-def backward_layout(states: Sequence[str], parameters: Sequence[str], learned: Sequence[str]) -> Layout:
-    """Of the backward kernel; `d_x` and `d_record_*`, the gradients of recorded states, may be null."""
-    pointers = ["x", "d_y", "d_x"]
-    for state in states:
-        pointers += [f"saved_{state}", f"d_last_{state}", f"d_record_{state}", f"d_first_{state}"]
-    pointers += [*parameters, *(f"d_{name}" for name in learned)]
-    return Layout(tuple(pointers), (*_INTEGERS, *_parameter_integers(parameters)))
-
-
-def _head(name: str, layout: Layout) -> list[str]:
+def _head(name: str, pointers: Sequence[str], signature: Signature) -> list[str]:
     lines = [f"void {name}(void **pointers, const int64_t *integers) {{"]
-    lines += [f"  float *restrict {p} = pointers[{k}];" for k, p in enumerate(layout.pointers)]
-    lines += [f"  const int64_t {i} = integers[{k}];" for k, i in enumerate(layout.integers)]
+    lines += [f"  float *restrict {p} = pointers[{k}];" for k, p in enumerate(pointers)]
+    lines += [f"  const int64_t {i} = integers[{k}];" for k, i in enumerate((*INTEGERS, *signature.strides))]
     return [
         *lines,
         "  const int64_t blocks = (N + width - 1) / width;",
         "#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)",
         "  for (int64_t job = 0; job < B * blocks; job++) {",
         "    const int64_t b = job / blocks, n = (job % blocks) * width;",
-        "    const int64_t m = N - n < width ? N - n : width, at = b * N + n;",
+        "    const int64_t m = N - n < width ? N - n : width, at = b * N + n, start = b * by_b + n;",
     ]
 
 
@@ -91,118 +62,156 @@ def _strips(
     return [line if line.startswith("#") else f"{indent}{line}" for line in [*lines, "}"]]
 
 
-def _load_parameters(
-    graph: Graph, parameters: Sequence[str], prefix: str
-) -> tuple[list[str], dict[str, str], dict[int, str]]:
-    """Statements before the loop over time; the expressions of the parameters and of what depends on them alone."""
+def _load_parameters(graph: Graph, signature: Signature) -> tuple[list[str], dict[str, str]]:
+    """Statements before the loop over time, and the expressions of the parameters."""
     lines, names = [], {}
-    for name in parameters:
-        names[name] = f"p_{name}[e]"
-        lines.append(f"    float p_{name}[BLOCK];")
-        lines.append(f"    for (int64_t e = 0; e < m; e++) p_{name}[e] = {name}[b * {name}_b + (n + e) * {name}_n];")
-    fixed = {k: f"{prefix}{k}[e]" for k in invariants(graph, parameters)}
+    for name in signature.parameters:
+        p = signature.plain[name]
+        names[name] = f"p_{p}[e]"
+        place = f"b * by_b_{p} + (n + e) * by_n_{p}"
+        lines.append(f"    float p_{p}[BLOCK];")
+        lines.append(f"    for (int64_t e = 0; e < m; e++) p_{p}[e] = given_{p}[{place}];")
+    return lines, names
+
+
+def _hoisted(graph: Graph, names: dict[str, str], prefix: str) -> tuple[list[str], dict[int, str]]:
+    """Statements for what depends on the parameters alone, and the expressions of these nodes."""
+    fixed = {k: f"{prefix}{k}[e]" for k in invariants(graph, tuple(names))}
     if not fixed:
-        return lines, names, {}
+        return [], {}
     every = {name: names.get(name, "0") for name, _ in graph.inputs}
     body = Body(graph, every, "unused", fixed)
-    lines += [f"    float {prefix}{k}[BLOCK];" for k in fixed]
+    lines = [f"    float {prefix}{k}[BLOCK];" for k in fixed]
     lines.append("    for (int64_t e = 0; e < m; e++) {")
     lines += [f"      {target} = {body.render(graph.nodes[k])};" for k, target in fixed.items()]
-    lines.append("    }")
-    return lines, names, fixed
+    return [*lines, "    }"], fixed
 
 
-def _forward(traced: Traced, states: Sequence[str], parameters: Sequence[str]) -> list[str]:
-    graph = traced.forward
-    lines = _head("forward", forward_layout(states, parameters))
-    loads, names, fixed = _load_parameters(graph, parameters, "f")
-    lines += loads
+def _rows(names: Sequence[str], t: str) -> list[str]:
+    """Pointers to a step's rows of sequences."""
+    return [f"const float *restrict {name}_row = {name} + {t} * by_t + start;" for name in names]
+
+
+def _forward(traced: Traced, signature: Signature) -> list[str]:
+    graph, plain = traced.forward, signature.plain
+    lines = _head("forward", signature.forward_pointers, signature)
+    loads, names = _load_parameters(graph, signature)
+    hoisted, fixed = _hoisted(graph, names, "f")
+    lines += loads + hoisted
+    states = [plain[name] for name in signature.states]
+    inputs = signature.named("in", signature.inputs)
+    outputs = signature.named("out", signature.outputs)
     for s in states:
         lines.append(f"    float s_{s}[BLOCK];")
         lines.append(f"    memcpy(s_{s}, first_{s} + at, m * sizeof(float));")
-    lines.append("    float y_block[BLOCK];")
+    lines += [f"    float {name}_block[BLOCK];" for name in outputs]
     lines.append("    for (int64_t t = 0; t < T; t++) {")
     for s in states:
         save = f"saved_{s} + (t / {CHUNK}) * B * N + at, s_{s}, m * sizeof(float)"
         lines.append(f"      if (saved_{s} && t % {CHUNK} == 0) put({save}, stream);")
-    lines.append("      const float *restrict x_row = x + t * x_t + b * x_b + n;")
-    names = {**names, "x": "x_row[e]", **{s: f"s_{s}[e]" for s in states}}
+    lines += [f"      {line}" for line in _rows(inputs, "t")]
+    names |= {name: f"in_{plain[name]}_row[e]" for name in signature.inputs}
+    names |= {name: f"s_{plain[name]}[e]" for name in signature.states}
     body = Body(graph, names, "v", fixed)
-    statements = [*body.lines, *(f"const float new_{s} = {body.output(s + chr(39))};" for s in states)]
-    statements += [f"y_block[e] = {body.output('output')};", *(f"s_{s}[e] = new_{s};" for s in states)]
-    lines.append("      const int64_t out = t * y_t + b * y_b + n;")
-    puts = [("", "y + out", "y_block"), *((f"record_{s}", f"record_{s} + out", f"s_{s}") for s in states)]
-    lines += _strips("      ", [(f"t + {AHEAD} < T", f"x_row + {AHEAD} * x_t")], statements, puts)
+    statements = [
+        *body.lines,
+        *(f"const float new_{plain[name]} = {body.output(name + chr(39))};" for name in signature.states),
+        *(f"out_{plain[name]}_block[e] = {body.output(name)};" for name in signature.outputs),
+        *(f"s_{s}[e] = new_{s};" for s in states),
+    ]
+    lines.append("      const int64_t place = t * by_t + start;")
+    puts = [("", f"{name} + place", f"{name}_block") for name in outputs]
+    puts += [(f"record_{s}", f"record_{s} + place", f"s_{s}") for s in states]
+    asks = [(f"t + {AHEAD} < T", f"{name}_row + {AHEAD} * by_t") for name in inputs]
+    lines += _strips("      ", asks, statements, puts)
     lines.append("    }")
     lines += [f"    memcpy(last_{s} + at, s_{s}, m * sizeof(float));" for s in states]
     return [*lines, "    settle();", "  }", "}"]
 
 
-def _recompute(traced: Traced, states: Sequence[str], names: dict[str, str], fixed: dict[int, str]) -> list[str]:
+def _recompute(traced: Traced, signature: Signature, names: dict[str, str], fixed: dict[int, str]) -> list[str]:
     """States of a chunk from the saved one: h_<state>[step] is the state before that step."""
+    plain = signature.plain
+    states = [plain[name] for name in signature.states]
     lines = [f"      memcpy(h_{s}[0], saved_{s} + c * B * N + at, m * sizeof(float));" for s in states]
     lines.append(f"      const int64_t steps = T - c * {CHUNK} < {CHUNK} ? T - c * {CHUNK} : {CHUNK};")
     lines.append("      for (int64_t k = 0; k + 1 < steps; k++) {")
-    lines.append(f"        const float *restrict x_row = x + (c * {CHUNK} + k) * x_t + b * x_b + n;")
-    body = Body(traced.forward, {**names, "x": "x_row[e]", **{s: f"h_{s}[k][e]" for s in states}}, "v", fixed)
-    statements = [*body.lines, *(f"h_{s}[k + 1][e] = {body.output(s + chr(39))};" for s in states)]
-    return [*lines, *_strips("        ", [], statements, []), "      }"]
+    lines += [f"        {line}" for line in _rows(signature.named("in", signature.inputs), f"(c * {CHUNK} + k)")]
+    names = {**names, **{name: f"h_{plain[name]}[k][e]" for name in signature.states}}
+    body = Body(traced.forward, names, "v", fixed)
+    new = [f"h_{plain[name]}[k + 1][e] = {body.output(name + chr(39))};" for name in signature.states]
+    return [*lines, *_strips("        ", [], [*body.lines, *new], []), "      }"]
 
 
-def _backward(traced: Traced, states: Sequence[str], parameters: Sequence[str], learned: Sequence[str]) -> list[str]:
+def _product(graph: Graph, signature: Signature, names: dict[str, str], fixed: dict[int, str]) -> list[str]:
+    """The statements of one step of the vector-Jacobian product."""
+    plain = signature.plain
+    given = {**names, **{name: f"h_{plain[name]}[k][e]" for name in signature.states}}
+    given |= {f"d_{name}": f"d_out_{plain[name]}_row[e]" for name in signature.outputs}
+    given |= {f"d_{name}'": f"l_{plain[name]}[e]" for name in signature.states}
+    given |= {f"d_{name}'": f"a_{plain[name]}[e]" for name in signature.learned}
+    body = Body(graph, given, "w", fixed)
+    results = {f"l_{plain[name]}": body.output(f"d_{name}") for name in signature.states}
+    results |= {f"a_{plain[name]}": body.output(f"d_{name}") for name in signature.learned}
+    return [
+        *body.lines,
+        *(f"const float new_{target} = {value};" for target, value in results.items()),
+        *(f"d_in_{plain[name]}_block[e] = {body.output(f'd_{name}')};" for name in signature.inputs),
+        *(f"{target}[e] = new_{target};" for target in results),
+    ]
+
+
+def _backward(traced: Traced, signature: Signature) -> list[str]:
     assert traced.vjp is not None
-    graph = traced.vjp
-    lines = _head("backward", backward_layout(states, parameters, learned))
-    loads, names, fixed = _load_parameters(traced.forward, parameters, "f")
-    more, _, vjp_fixed = _load_parameters(graph, parameters, "g")
-    lines += loads + more[2 * len(parameters) :]
+    plain = signature.plain
+    lines = _head("backward", signature.backward_pointers, signature)
+    loads, names = _load_parameters(traced.forward, signature)
+    hoisted, fixed = _hoisted(traced.forward, names, "f")
+    vjp_hoisted, vjp_fixed = _hoisted(traced.vjp, names, "g")
+    lines += loads + hoisted + vjp_hoisted
+    states = [plain[name] for name in signature.states]
+    learned = [plain[name] for name in signature.learned]
+    inputs = signature.named("in", signature.inputs)
+    d_outputs = signature.named("d_out", signature.outputs)
     for s in states:
         lines.append(f"    float h_{s}[{CHUNK}][BLOCK], l_{s}[BLOCK];")
         lines.append(f"    memcpy(l_{s}, d_last_{s} + at, m * sizeof(float));")
     for p in learned:
         lines.append(f"    float a_{p}[BLOCK];")
         lines.append(f"    memset(a_{p}, 0, m * sizeof(float));")
-    lines.append("    float d_x_block[BLOCK];")
+    lines += [f"    float d_{name}_block[BLOCK];" for name in inputs]
     lines.append(f"    for (int64_t c = (T - 1) / {CHUNK}; T > 0 && c >= 0; c--) {{")
-    lines += _recompute(traced, states, names, fixed)
+    names |= {name: f"in_{plain[name]}_row[e]" for name in signature.inputs}
+    lines += _recompute(traced, signature, names, fixed)
     lines.append("      for (int64_t k = steps - 1; k >= 0; k--) {")
-    lines.append(f"        const int64_t t = c * {CHUNK} + k;")
-    lines.append("        const float *restrict x_row = x + t * x_t + b * x_b + n;")
-    lines.append("        const float *restrict d_y_row = d_y + t * y_t + b * y_b + n;")
+    lines.append(f"        const int64_t t = c * {CHUNK} + k, place = t * by_t + start;")
+    lines += [f"        {line}" for line in _rows([*inputs, *d_outputs], "t")]
     for s in states:
-        row = f"l_{s}[e] += d_record_{s}[t * y_t + b * y_b + n + e]"
+        row = f"l_{s}[e] += d_record_{s}[place + e]"
         lines.append(f"        if (d_record_{s}) for (int64_t e = 0; e < m; e++) {row};")
-    given = {**names, "x": "x_row[e]", "d_output": "d_y_row[e]"}
-    given |= {s: f"h_{s}[k][e]" for s in states} | {f"d_{s}'": f"l_{s}[e]" for s in states}
-    given |= {f"d_{p}'": f"a_{p}[e]" for p in learned}
-    body = Body(graph, given, "w", vjp_fixed)
-    results = {f"l_{s}": body.output(f"d_{s}") for s in states} | {f"a_{p}": body.output(f"d_{p}") for p in learned}
-    statements = [*body.lines, *(f"const float new_{target} = {value};" for target, value in results.items())]
-    statements += [f"d_x_block[e] = {body.output('d_x')};", *(f"{target}[e] = new_{target};" for target in results)]
-    asks = [(f"t >= {AHEAD}", f"d_y_row - {AHEAD} * y_t"), (f"t >= {CHUNK}", f"x_row - {CHUNK} * x_t")]
-    lines += _strips("        ", asks, statements, [("d_x", "d_x + t * x_t + b * x_b + n", "d_x_block")])
+    asks = [(f"t >= {AHEAD}", f"{name}_row - {AHEAD} * by_t") for name in d_outputs]
+    asks += [(f"t >= {CHUNK}", f"{name}_row - {CHUNK} * by_t") for name in inputs]
+    puts = [(f"d_{name}", f"d_{name} + place", f"d_{name}_block") for name in inputs]
+    lines += _strips("        ", asks, _product(traced.vjp, signature, names, vjp_fixed), puts)
     lines += ["      }", "    }"]
     lines += [f"    memcpy(d_first_{s} + at, l_{s}, m * sizeof(float));" for s in states]
-    lines += [f"    memcpy(d_{p} + at, a_{p}, m * sizeof(float));" for p in learned]
+    lines += [f"    memcpy(d_given_{p} + at, a_{p}, m * sizeof(float));" for p in learned]
     return [*lines, "    settle();", "  }", "}"]
 
 
-def source(
-    traced: Traced, states: Sequence[str], parameters: Sequence[str], learned: Sequence[str], dtype: torch.dtype
-) -> str:
+def source(traced: Traced, signature: Signature, dtype: torch.dtype) -> str:
     """The C source of a traced step: deterministic, readable; `backward` only if the step's product was traced.
 
     Args:
-        states, parameters: names, in order.
-        learned: the parameters whose gradients the product carries.
+        signature: names in order; the product carries the gradients of its `learned`.
         dtype: float32 or float64, of all tensors.
 
     Raises:
         GraphError: an operation that cannot be rendered; names it.
     """
-    lines = _forward(traced, states, parameters)
+    lines = _forward(traced, signature)
     if traced.vjp is not None:
-        lines += ["", *_backward(traced, states, parameters, learned)]
+        lines += ["", *_backward(traced, signature)]
     text = "\n".join(lines) + "\n"
     if dtype is torch.float64:
         text = text.replace("float ", "double ").replace("(float)", "(double)")

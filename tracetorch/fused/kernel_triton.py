@@ -15,17 +15,16 @@ This module writes text; launch_triton.py compiles and runs it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import torch
 
 from tracetorch.fused.emit_triton import TYPES, Body, function
-from tracetorch.fused.kernel_c import Layout
+from tracetorch.fused.signature import Signature
 from tracetorch.fused.trace import Traced
 
-_SIZES = ("T", "B", "N", "x_t", "x_b", "y_t", "y_b")
-ROWS = ("N", "x_t", "x_b", "y_t", "y_b")  # given in units of UNIT elements
+INTEGERS = ("T", "B", "N", "by_t", "by_b")
+ROWS = ("N", "by_t", "by_b")  # given in units of UNIT elements
 _MATHS = {
     "cuda": "from triton.language.extra import libdevice",
     "cpu": "from tracetorch.fused.interpreter_triton import libdevice",
@@ -43,77 +42,41 @@ def unroll(states: int, dtype: torch.dtype) -> int:
     return 8 if words <= 2 else 4 if words <= 8 else 2 if words <= 16 else 1
 
 
-def _integers(parameters: Sequence[str]) -> tuple[str, ...]:
-    return (*_SIZES, *(f"{name}_{axis}" for name in parameters for axis in ("b", "n")))
-
-
-def forward_layout(states: Sequence[str], parameters: Sequence[str]) -> Layout:
-    """Of the forward kernel; `saved_*` and `record_*` may be None."""
-    pointers = ["x", "y"]
-    for state in states:
-        pointers += [f"first_{state}", f"last_{state}", f"saved_{state}", f"record_{state}"]
-    return Layout((*pointers, *parameters), _integers(parameters))
-
-
-def backward_layout(states: Sequence[str], parameters: Sequence[str], learned: Sequence[str]) -> Layout:
-    """Of the backward kernel; `d_x` may be None."""
-    pointers = ["x", "d_y", "d_x"]
-    for state in states:
-        pointers += [f"saved_{state}", f"d_last_{state}", f"d_first_{state}"]
-    pointers += [*parameters, *(f"d_{name}" for name in learned)]
-    return Layout(tuple(pointers), _integers(parameters))
-
-
-def _identifiers(names: Sequence[str]) -> dict[str, str]:
-    """A Python name for each, which a path of a parameter (`readout.weight`) is not; different ones differ."""
-    found: dict[str, str] = {}
-    for name in names:
-        plain = re.sub(r"\W", "_", name)
-        found[name] = plain if plain not in found.values() else f"{plain}_{len(found)}"
-    return found
-
-
 class _Source:
     """The pieces of the text that both kernels share."""
 
-    def __init__(
-        self,
-        traced: Traced,
-        states: Sequence[str],
-        parameters: Sequence[str],
-        learned: Sequence[str],
-        dtype: torch.dtype,
-        device: str,
-    ) -> None:
-        self.traced, self.dtype, self.device = traced, dtype, device
-        names = _identifiers([*states, *parameters])
-        self.states = [names[name] for name in states]
-        self.parameters = [names[name] for name in parameters]
-        self.learned = [names[name] for name in learned]
-        self.original = {plain: name for name, plain in names.items()}
-        self.new_states = [f"s_{s}" for s in self.states]
-        self.fixed = [f"p_{p}" for p in self.parameters]
+    def __init__(self, traced: Traced, signature: Signature, dtype: torch.dtype, device: str) -> None:
+        self.traced, self.signature, self.dtype, self.device = traced, signature, dtype, device
+        plain = signature.plain
+        self.inputs = signature.named("in", signature.inputs)
+        self.outputs = signature.named("out", signature.outputs)
+        self.states = [plain[name] for name in signature.states]
+        self.learned = [plain[name] for name in signature.learned]
+        self.values = signature.named("s", signature.states)
+        self.fixed = signature.named("p", signature.parameters)
+        self.names = dict(zip(signature.inputs, self.inputs, strict=True))
+        self.names |= dict(zip(signature.states, self.values, strict=True))
+        self.names |= dict(zip(signature.parameters, self.fixed, strict=True))
 
     def step(self) -> list[str]:
-        """`step(x, states, parameters) -> output, new states`."""
-        names = {"x": "x"} | {self.original[s]: f"s_{s}" for s in self.states}
-        names |= {self.original[p]: f"p_{p}" for p in self.parameters}
-        body = Body(self.traced.forward, names, self.device)
-        results = [body.output(name, self.dtype) for name in ("output", *(f"{self.original[s]}'" for s in self.states))]
-        return function("step", body, ["x", *self.new_states, *self.fixed], results)
+        """`step(inputs, states, parameters) -> outputs, new states`."""
+        body = Body(self.traced.forward, self.names, self.device)
+        wanted = (*self.signature.outputs, *(f"{name}'" for name in self.signature.states))
+        results = [body.output(name, self.dtype) for name in wanted]
+        return function("step", body, [*self.inputs, *self.values, *self.fixed], results)
 
     def vjp(self) -> list[str]:
-        """`vjp(x, states, parameters, d_output, d of new states, d of parameters so far) -> d of x, states, ...`."""
+        """`vjp(inputs, states, parameters, d of outputs, of new states, of parameters so far) -> d of inputs, ...`."""
         assert self.traced.vjp is not None
-        names = {"x": "x", "d_output": "d_output"}
-        names |= {self.original[s]: f"s_{s}" for s in self.states}
-        names |= {self.original[p]: f"p_{p}" for p in self.parameters}
-        names |= {f"d_{self.original[s]}'": f"l_{s}" for s in self.states}
-        names |= {f"d_{self.original[p]}'": f"a_{p}" for p in self.learned}
+        signature, plain = self.signature, self.signature.plain
+        names = {**self.names, **{f"d_{name}": f"d_out_{plain[name]}" for name in signature.outputs}}
+        names |= {f"d_{name}'": f"l_{plain[name]}" for name in signature.states}
+        names |= {f"d_{name}'": f"a_{plain[name]}" for name in signature.learned}
         body = Body(self.traced.vjp, names, self.device)
-        wanted = ("x", *(self.original[name] for name in (*self.states, *self.learned)))
+        wanted = (*signature.inputs, *signature.states, *signature.learned)
         results = [body.output(f"d_{name}", self.dtype) for name in wanted]
-        return function("vjp", body, ["x", *self.new_states, *self.fixed, "d_output", *self.carried()], results)
+        given = [*self.inputs, *self.values, *self.fixed, *(f"d_{name}" for name in self.outputs), *self.carried()]
+        return function("vjp", body, given, results)
 
     def carried(self) -> list[str]:
         """What goes back through time: the gradients of the states, and those of the parameters so far."""
@@ -121,7 +84,7 @@ class _Source:
 
     def head(self, name: str, pointers: Sequence[str], constants: Sequence[str]) -> list[str]:
         """The kernel's signature, its place, and its parameters."""
-        integers = _integers(self.parameters)
+        integers = (*INTEGERS, *self.signature.strides)
         # No value of theirs is compiled in: rows of a multiple of 16 elements, which are read in vectors, have UNIT=16.
         plain = ", ".join(f'"{integer}"' for integer in integers)
         lines = [f"@triton.jit(do_not_specialize=[{plain}])", f"def {name}("]
@@ -138,21 +101,35 @@ class _Source:
             "    e = tl.arange(0, BLOCK)",
             "    live = e < N - n",
             "    at = b * N + n",
-            "    x_at = b * x_b + n",
-            "    y_at = b * y_b + n",
+            "    start = b * by_b + n",
         ]
-        for p in self.parameters:
-            lines.append(f"    p_{p} = {load(f'{p}_ptr + b * {p}_b + n * {p}_n + e * {p}_n')}")
+        for p in (self.signature.plain[name] for name in self.signature.parameters):
+            lines.append(f"    p_{p} = {load(f'given_{p} + b * by_b_{p} + n * by_n_{p} + e * by_n_{p}')}")
         return lines
 
-    def run_step(self, x: str, output: str) -> str:
+    def run_step(self, inputs: Sequence[str], outputs: Sequence[str]) -> str:
         """A statement that advances the states."""
-        targets, values = ", ".join([output, *self.new_states]), ", ".join([x, *self.new_states, *self.fixed])
+        targets, values = ", ".join([*outputs, *self.values]), ", ".join([*inputs, *self.values, *self.fixed])
         return f"{targets} = step({values})"
+
+    def unused(self) -> list[str]:
+        """A name for every output that is not wanted."""
+        return ["_"] * len(self.outputs)
 
     def load_saved(self, indent: str) -> list[str]:
         """The states before the chunk `c`."""
         return [f"{indent}s_{s} = {load(f'saved_{s} + c * B * N + at + e')}" for s in self.states]
+
+    def load_group(self, indent: str, names: Sequence[str], prefix: str, count: str, t: str) -> list[str]:
+        """The rows of several steps as tuples `<prefix><name>`, `t` being the step of the loop's `j`."""
+        lines = [f"{indent}{prefix}{name} = ()" for name in names]
+        lines.append(f"{indent}for j in tl.static_range({count}):")
+        return [*lines, *(f"{indent}    {prefix}{name} += ({load(row(name, t))},)" for name in names)]
+
+
+def row(sequence: str, t: str) -> str:
+    """The place of a step's block."""
+    return f"{sequence} + {t} * by_t + start + e"
 
 
 def load(place: str) -> str:
@@ -166,18 +143,16 @@ def store(place: str, value: str) -> str:
 
 
 def _forward(source: _Source) -> list[str]:
-    pointers = ["x", "y"]
-    for s in source.states:
-        pointers += [f"first_{s}", f"last_{s}", f"saved_{s}", f"record_{s}"]
-    pointers += [f"{p}_ptr" for p in source.parameters]
-    lines = source.head("forward", pointers, ("BLOCK", "UNIT", "AHEAD", "CHUNK"))
+    lines = source.head("forward", source.signature.forward_pointers, ("BLOCK", "UNIT", "AHEAD", "CHUNK"))
     lines += [f"    s_{s} = {load(f'first_{s} + at + e')}" for s in source.states]
+    now = [f"now_{name}" for name in source.outputs]
 
-    def one_step(indent: str, t: str, x: str) -> list[str]:
-        found = [source.run_step(x, "out"), store(f"y + {t} * y_t + y_at + e", "out")]
+    def one_step(indent: str, t: str, inputs: Sequence[str]) -> list[str]:
+        found = [source.run_step(inputs, now)]
+        found += [store(row(name, t), value) for name, value in zip(source.outputs, now, strict=True)]
         for s in source.states:
             found.append(f"if record_{s} is not None:")
-            found.append(f"    {store(f'record_{s} + {t} * y_t + y_at + e', f's_{s}')}")
+            found.append(f"    {store(row(f'record_{s}', t), f's_{s}')}")
         return [f"{indent}{line}" for line in found]
 
     def save(indent: str, t: str) -> list[str]:
@@ -189,19 +164,32 @@ def _forward(source: _Source) -> list[str]:
 
     lines.append("    t = T * 0")
     lines.append("    while t + AHEAD <= T:")
-    lines.append("        xs = ()")
-    lines.append("        for k in tl.static_range(AHEAD):")
-    lines.append(f"            xs += ({load('x + (t + k) * x_t + x_at + e')},)")
+    lines += source.load_group(" " * 8, source.inputs, "all_", "AHEAD", "(t + j)")
     lines.append("        for k in tl.static_range(AHEAD):")
     if source.states:
         lines += ["            if k % CHUNK == 0:", *save(" " * 16, "(t + k)")]
-    lines += one_step(" " * 12, "(t + k)", "xs[k]")
+    lines += one_step(" " * 12, "(t + k)", [f"all_{name}[k]" for name in source.inputs])
     lines.append("        t += AHEAD")
     lines.append("    while t < T:")
     lines += save(" " * 8, "t")
-    lines += one_step(" " * 8, "t", load("x + t * x_t + x_at + e"))
+    lines += one_step(" " * 8, "t", [load(row(name, "t")) for name in source.inputs])
     lines.append("        t += 1")
     return [*lines, *(f"    {store(f'last_{s} + at + e', f's_{s}')}" for s in source.states)]
+
+
+def _one_vjp(
+    source: _Source, inputs: Sequence[str], states: Sequence[str], d_outputs: Sequence[str], t: str
+) -> list[str]:
+    """Statements that go back through one step."""
+    lines = []
+    for s in source.states:
+        lines += [f"if d_record_{s} is not None:", f"    l_{s} += {load(row(f'd_record_{s}', t))}"]
+    new = [f"d_now_{name}" for name in source.inputs]
+    given = ", ".join([*inputs, *states, *source.fixed, *d_outputs, *source.carried()])
+    lines.append(f"{', '.join([*new, *source.carried()])} = vjp({given})")
+    for name, value in zip(source.inputs, new, strict=True):
+        lines += [f"if d_{name} is not None:", f"    {store(row(f'd_{name}', t), value)}"]
+    return lines
 
 
 def _one_back(source: _Source) -> list[str]:
@@ -211,14 +199,12 @@ def _one_back(source: _Source) -> list[str]:
     if source.states:
         lines.append("        k = c * CHUNK")
         lines.append("        while k < t:")
-        lines.append(f"            {source.run_step(load('x + k * x_t + x_at + e'), '_')}")
+        rows = [load(row(name, "k")) for name in source.inputs]
+        lines.append(f"            {source.run_step(rows, source.unused())}")
         lines.append("            k += 1")
-    lines.append(f"        now = {load('x + t * x_t + x_at + e')}")
-    lines.append(f"        d_output = {load('d_y + t * y_t + y_at + e')}")
-    given = ", ".join(["now", *source.new_states, *source.fixed, "d_output", *source.carried()])
-    lines.append(f"        {', '.join(['d_now', *source.carried()])} = vjp({given})")
-    lines.append("        if d_x is not None:")
-    lines.append(f"            {store('d_x + t * x_t + x_at + e', 'd_now')}")
+    inputs = [load(row(name, "t")) for name in source.inputs]
+    d_outputs = [load(row(f"d_{name}", "t")) for name in source.outputs]
+    lines += [f"        {line}" for line in _one_vjp(source, inputs, source.values, d_outputs, "t")]
     return [*lines, "        end = t"]
 
 
@@ -226,66 +212,50 @@ def _group_back(source: _Source) -> list[str]:
     """UNROLL steps, their states in registers."""
     lines = ["    while end > 0:", "        t = end - UNROLL", "        c = t // CHUNK"]
     lines += source.load_saved(" " * 8)
+    before = [f"before_{name}[j]" for name in source.inputs]
+    inputs = [f"all_{name}[j]" for name in source.inputs]
+    d_names = [f"d_{name}" for name in source.outputs]
     if source.states:
         lines.append("        if UNROLL < CHUNK:")
         lines.append("            k = c * CHUNK")
         lines.append("            while k < t:")
-        lines.append("                before = ()")
+        lines += source.load_group(" " * 16, source.inputs, "before_", "UNROLL", "(k + j)")
         lines.append("                for j in tl.static_range(UNROLL):")
-        lines.append(f"                    before += ({load('x + (k + j) * x_t + x_at + e')},)")
-        lines.append("                for j in tl.static_range(UNROLL):")
-        lines.append(f"                    {source.run_step('before[j]', '_')}")
+        lines.append(f"                    {source.run_step(before, source.unused())}")
         lines.append("                k += UNROLL")
-    lines += ["        xs = ()", "        d_ys = ()", "        for j in tl.static_range(UNROLL):"]
-    lines.append(f"            xs += ({load('x + (t + j) * x_t + x_at + e')},)")
-    lines.append(f"            d_ys += ({load('d_y + (t + j) * y_t + y_at + e')},)")
+    lines += source.load_group(" " * 8, [*source.inputs, *d_names], "all_", "UNROLL", "(t + j)")
     lines += [f"        h_{s} = (s_{s},)" for s in source.states]
     if source.states:
         lines.append("        for j in tl.static_range(UNROLL - 1):")
-        lines.append(f"            {source.run_step('xs[j]', '_')}")
+        lines.append(f"            {source.run_step(inputs, source.unused())}")
         lines += [f"            h_{s} += (s_{s},)" for s in source.states]
     lines.append("        for j in tl.static_range(UNROLL - 1, -1, -1):")
     kept = [f"h_{s}[j]" for s in source.states]
-    given = ", ".join(["xs[j]", *kept, *source.fixed, "d_ys[j]", *source.carried()])
-    lines.append(f"            {', '.join(['d_now', *source.carried()])} = vjp({given})")
-    lines.append("            if d_x is not None:")
-    lines.append(f"                {store('d_x + (t + j) * x_t + x_at + e', 'd_now')}")
-    return [*lines, "        end = t"]
+    back = _one_vjp(source, inputs, kept, [f"all_{name}[j]" for name in d_names], "(t + j)")
+    return [*lines, *(f"            {line}" for line in back), "        end = t"]
 
 
 def _backward(source: _Source) -> list[str]:
-    pointers = ["x", "d_y", "d_x"]
-    for s in source.states:
-        pointers += [f"saved_{s}", f"d_last_{s}", f"d_first_{s}"]
-    pointers += [*(f"{p}_ptr" for p in source.parameters), *(f"d_{p}_ptr" for p in source.learned)]
-    lines = source.head("backward", pointers, ("BLOCK", "UNIT", "UNROLL", "CHUNK"))
+    lines = source.head("backward", source.signature.backward_pointers, ("BLOCK", "UNIT", "UNROLL", "CHUNK"))
     lines += [f"    l_{s} = {load(f'd_last_{s} + at + e')}" for s in source.states]
     lines += [f"    a_{p} = tl.zeros([BLOCK], {TYPES[source.dtype]})" for p in source.learned]
     lines += ["    end = T", *_one_back(source), *_group_back(source)]
     lines += [f"    {store(f'd_first_{s} + at + e', f'l_{s}')}" for s in source.states]
-    return [*lines, *(f"    {store(f'd_{p}_ptr + at + e', f'a_{p}')}" for p in source.learned)]
+    return [*lines, *(f"    {store(f'd_given_{p} + at + e', f'a_{p}')}" for p in source.learned)]
 
 
-def source(
-    traced: Traced,
-    states: Sequence[str],
-    parameters: Sequence[str],
-    learned: Sequence[str],
-    dtype: torch.dtype,
-    device: str = "cuda",
-) -> str:
+def source(traced: Traced, signature: Signature, dtype: torch.dtype, device: str = "cuda") -> str:
     """The Triton source of a traced step: deterministic, readable; `backward` only if the step's product was traced.
 
     Args:
-        states, parameters: names, in order.
-        learned: the parameters whose gradients the product carries.
+        signature: names in order; the product carries the gradients of its `learned`.
         dtype: float32 or float64, of all tensors.
         device: "cuda", or "cpu" for Triton's interpreter: whose eager torch the arithmetic follows.
 
     Raises:
         GraphError: an operation that cannot be rendered; names it.
     """
-    parts = _Source(traced, states, parameters, learned, dtype, device)
+    parts = _Source(traced, signature, dtype, device)
     lines = ["import triton", "import triton.language as tl", _MATHS[device], "", "", *parts.step()]
     if traced.vjp is not None:
         lines += ["", "", *parts.vjp()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import linecache
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracetorch.fused import kernel_triton
+from tracetorch.fused import kernel_triton, scan
 from tracetorch.fused.emit_triton import OPTIONS
-from tracetorch.fused.kernel_c import Layout
 from tracetorch.fused.scan import Kernel
+from tracetorch.fused.signature import Signature
 from tracetorch.fused.trace import Traced
 
 _FEW = 2**18  # elements, about one for each thread that a large GPU can hold
@@ -102,51 +102,41 @@ class TritonKernel(Kernel):
     """Of the Triton renderer."""
 
     def call(
-        self, function: str, layout: Layout, tensors: Mapping[str, Tensor | None], numbers: Mapping[str, int]
+        self, function: str, pointers: Sequence[Tensor | None], shape: scan.Geometry, sizes: tuple[int, ...]
     ) -> None:
         """As `Kernel.call`: a launch on torch's current stream of the tensors' device; nothing waits for it.
 
         The first call compiles, as does the first with rows or memory of another alignment, or with many more elements:
         before a CUDA graph is captured, call once with tensors like those of the capture.
         """
-        neurons, elements = numbers["N"], numbers["B"] * numbers["N"]
+        neurons, elements = shape.N, shape.B * shape.N
         if not elements:
             return
-        plan = geometry(function, len(self.states), self.dtype, elements, neurons)
+        plan = geometry(function, len(self.signature.states), self.dtype, elements, neurons)
         if interpreted():
             plan = _interpreted_geometry(plan, neurons)
-        programs = numbers["B"] * -(-neurons // plan.block)
+        programs = shape.B * -(-neurons // plan.block)
         run = load(self.source)[function]
-        unit = 1 if any(numbers[row] % 16 for row in kernel_triton.ROWS) else 16
-        rows = {row: numbers[row] // unit for row in kernel_triton.ROWS}
-        arguments: list[Any] = [tensors[name] for name in layout.pointers]
-        arguments += [rows.get(name, numbers[name]) for name in layout.integers]
+        rows = (shape.N, shape.by_t, shape.by_b)
+        unit = 1 if any(row % 16 for row in rows) else 16
+        integers = (shape.T, shape.B, *(row // unit for row in rows), *shape.strides(sizes))
         constants = {"BLOCK": plan.block, "UNIT": unit, **dict(plan.constants)}
+        arguments = (*pointers, *integers)
         with _surroundings(arguments[0]):
             run[(programs,)](*arguments, **constants, num_warps=plan.warps, **OPTIONS)
 
 
 def kernel(
-    traced: Traced,
-    states: tuple[str, ...],
-    parameters: tuple[str, ...],
-    learned: tuple[str, ...],
-    dtype: torch.dtype,
-    output_dtype: torch.dtype,
-    device: str,
+    traced: Traced, signature: Signature, dtype: torch.dtype, output_dtypes: tuple[torch.dtype, ...], device: str
 ) -> TritonKernel:
     """The kernel of a traced step, not yet compiled; needs neither Triton nor a GPU.
 
     Raises:
         GraphError: an operation that cannot be rendered; names it.
     """
-    text = kernel_triton.source(traced, states, parameters, learned, dtype, device)
-    layouts = (
-        kernel_triton.forward_layout(states, parameters),
-        kernel_triton.backward_layout(states, parameters, learned),
-    )
-    chunk = kernel_triton.chunk(len(states))
-    return TritonKernel(traced, states, parameters, learned, dtype, output_dtype, text, chunk, *layouts)
+    text = kernel_triton.source(traced, signature, dtype, device)
+    chunk = kernel_triton.chunk(len(signature.states))
+    return TritonKernel(traced, signature, dtype, output_dtypes, text, chunk)
 
 
 def _surroundings(tensor: Any) -> AbstractContextManager[Any]:

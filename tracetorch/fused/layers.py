@@ -16,7 +16,7 @@ from tracetorch.fused.compiler import CompilerError
 from tracetorch.fused.executor import FuseWarning
 from tracetorch.fused.graph import GraphError
 from tracetorch.fused.reads import Reads, read
-from tracetorch.fused.scan import Kernel, build, expanded, scan
+from tracetorch.fused.scan import Kernel, build, prepared, scan
 
 if TYPE_CHECKING:
     from tracetorch.core.layer import Layer
@@ -83,9 +83,11 @@ def _kernel(
 
     def step(given: Mapping[str, Tensor]) -> Sequence[Tensor]:
         with _replaced(layer, {name: given[name] for name in tensors}):
-            return layer.step(given["x"], *(given[name] for name in layer.state_names))
+            return layer.step(*(given[name] for name in (*inputs, *layer.state_names)))
 
-    kernel = build(step, layer.state_names, tuple(tensors), learned, dtype, backward, backend, device)
+    inputs = layer.input_names
+    names = (layer.state_names, tuple(tensors), learned)
+    kernel = build(step, *names, dtype, backward, backend, device, inputs, layer.output_names)
     layer.kernels[key] = kernel
     return kernel
 
@@ -147,6 +149,23 @@ class _Plan:
     kernels: dict[Any, Kernel]
 
 
+def _check_alike(layer: Layer, inputs: Sequence[Tensor]) -> None:
+    """Raises `FuseError` unless the inputs are as many as the step takes, and alike."""
+    names = layer.input_names
+    if len(inputs) != len(names):
+        raise FuseError(
+            f"{type(layer).__name__}: {len(inputs)} input sequences, but its step takes {len(names)}: "
+            f"{', '.join(names)}; give them as a tuple"
+        )
+    first = inputs[0]
+    for name, xs in zip(names, inputs, strict=True):
+        if (xs.shape, xs.dtype, xs.device) != (first.shape, first.dtype, first.device):
+            raise FuseError(
+                f"{type(layer).__name__}: the input {name} is {xs.dtype} {list(xs.shape)} on {xs.device}, but "
+                f"{names[0]} is {first.dtype} {list(first.shape)} on {first.device}; make them alike"
+            )
+
+
 def _plan(layer: Layer, xs: Tensor, time_dim: int, backend: str) -> _Plan:
     call = (xs.shape, xs.dtype, xs.device, time_dim, backend, bool(layer.baked))
     plan: _Plan | None = layer.kernels.get("plan")
@@ -162,12 +181,13 @@ def _plan(layer: Layer, xs: Tensor, time_dim: int, backend: str) -> _Plan:
 
 
 def _states(layer: Layer, xs: Tensor, element: torch.Size) -> list[Tensor]:
-    """The states before the sequence, zero at the start."""
+    """The states before the sequence, `first_state` or zero at the start."""
     found = []
     for name in layer.state_names:
         state = layer._buffers[name]
         if state is None:
-            state = xs.new_zeros(element)
+            state, first = xs.new_zeros(element), layer.first_state(name)
+            state = state if first is None else (state + first).to(xs.dtype)
         elif state.shape != element:
             state = layer.state(name, xs.new_empty(element))  # raises, but for layers that keep less than they need
         found.append(state)
@@ -175,40 +195,42 @@ def _states(layer: Layer, xs: Tensor, element: torch.Size) -> list[Tensor]:
 
 
 def unroll(
-    layer: Layer, xs: Tensor, time_dim: int, record: bool = False, backend: str | None = None
-) -> tuple[Tensor, dict[str, Tensor]]:
+    layer: Layer, inputs: Sequence[Tensor], time_dim: int, record: bool = False, backend: str | None = None
+) -> tuple[Sequence[Tensor], dict[str, Tensor]]:
     """`layer.unroll` through one kernel; states carry on. Returns outputs and, with `record`, states after every step.
 
     bfloat16 and float16 are computed and carried as float32 within the sequence.
 
     Raises:
-        FuseError: not on the backend's device, another dtype, parameters of another dtype or device, or no such time
-            dimension.
+        FuseError: not on the backend's device, another dtype, parameters of another dtype or device, no such time
+            dimension, or inputs that are not alike.
         GraphError: a step that is not pointwise; names the operation.
     """
     backend = executor.current() if backend is None else backend
+    if len(inputs) > 1 or len(layer.input_names) > 1:
+        _check_alike(layer, inputs)
+    xs = inputs[0]
     plan = _plan(layer, xs, time_dim, backend)
     states = _states(layer, xs, plan.element)
-    values = [*(layer.value(name) for name in layer.raw_forms), *plan.others]
+    values = [*[layer.value(name) for name in layer.raw_forms], *plan.others]
     if xs.dtype in _HALVES:
-        xs, states = xs.float(), [state.float() for state in states]
+        inputs, states = [each.float() for each in inputs], [state.float() for state in states]
         values = [value.float() if value.is_floating_point() else value for value in values]
     grads = torch.is_grad_enabled()
-    learned = tuple(value.requires_grad for value in values) if grads else ()
-    backward = grads and (xs.requires_grad or any(learned) or any(state.requires_grad for state in states))
+    learned = tuple([value.requires_grad for value in values]) if grads else ()
+    backward = grads and (any(learned) or any(tensor.requires_grad for tensor in (*inputs, *states)))
     kernel = plan.kernels.get((backward, learned))
     if kernel is None:
         names = (*layer.raw_forms, *_others(layer))
         tensors = dict(zip(names, values, strict=True))
-        kernel = _kernel(layer, tensors, xs.dtype, backward, backend, xs.device.type)
+        kernel = _kernel(layer, tensors, inputs[0].dtype, backward, backend, xs.device.type)
         plan.kernels[backward, learned] = kernel
     aligned = [_aligned(value, layer, len(plan.element)) for value in values]
-    ys, last, recorded = scan(kernel, xs, time_dim, states, aligned, record)
-    if plan.result is not xs.dtype:
-        ys = ys.to(plan.result)
-        last, recorded = (tuple(state.to(plan.result) for state in group) for group in (last, recorded))
+    outputs, last, recorded = scan(kernel, inputs, time_dim, states, aligned, record)
+    if plan.result is not inputs[0].dtype:
+        outputs, last, recorded = ([each.to(plan.result) for each in group] for group in (outputs, last, recorded))
     layer._buffers.update(zip(layer.state_names, last, strict=True))
-    return ys, dict(zip(layer.state_names, recorded, strict=False))
+    return outputs, dict(zip(layer.state_names, recorded, strict=False))
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -216,33 +238,35 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 def _per_step(layer: Layer) -> str:
     """Why every step of a layer has to be a call of its own; "": it has not."""
-    if any(getattr(module, name) for module in layer.modules() for name in _HOOKS):
-        return "a hook wants every step's call"
-    if "forward" in vars(layer) or not getattr(type(layer).forward, "elementwise_step", False):
+    for module in layer.modules() if layer._modules else (layer,):
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+            return "a hook wants every step's call"
+    if "forward" in layer.__dict__ or not getattr(type(layer).forward, "elementwise_step", False):
         return "its forward is its own, and may be more than its step"
     return ""
 
 
-def attempt(layer: Layer, xs: Tensor, time_dim: int) -> Tensor | None:
+def attempt(layer: Layer, inputs: Sequence[Tensor], time_dim: int) -> Sequence[Tensor] | None:
     """`unroll` through the chosen executor; None: the layer's step loop is to run.
 
     A backend chosen by name raises where it cannot run; "auto" says once why a layer runs step by step.
     """
     reason = _per_step(layer)
     if torch.compiler.is_compiling():
-        return None if reason else _attempt_compiled(layer, xs, time_dim)
+        return None if reason else _attempt_compiled(layer, inputs, time_dim)
     chosen = executor.current()
     if chosen in executor.COMPILED:
         if reason:
             raise FuseError(f"{type(layer).__name__}: {reason}; use tt.backend('eager') or 'auto'")
-        return unroll(layer, xs, time_dim)[0]
-    if chosen == "eager" or reason or not _ordinary(xs):
+        return unroll(layer, inputs, time_dim)[0]
+    if chosen == "eager" or reason or not all(_ordinary(xs) for xs in inputs):
         return None
+    xs = inputs[0]
     backend = executor.automatic(xs.device.type)
     if backend == "eager" or time_dim not in (0, 1) or xs.ndim < 2 + time_dim or not xs.numel():
         return None
     try:
-        return unroll(layer, xs, time_dim, backend=backend)[0]
+        return unroll(layer, inputs, time_dim, backend=backend)[0]
     except (FuseError, GraphError, CompilerError) as error:
         text = str(error)
         if text not in layer.kernels:
@@ -272,23 +296,26 @@ def handle(layer: Layer, dtype: torch.dtype, backward: bool, device: str) -> str
         return ""
 
 
-def _attempt_compiled(layer: Layer, xs: Tensor, time_dim: int) -> Tensor | None:
+def _attempt_compiled(layer: Layer, inputs: Sequence[Tensor], time_dim: int) -> Sequence[Tensor] | None:
     """`attempt` as `torch.compile` and `torch.export` see it: one operation of the library."""
+    xs = inputs[0]
     if xs.dtype not in _DTYPES or time_dim not in (0, 1) or xs.ndim < 2 + time_dim:
+        return None
+    if len(inputs) != len(layer.input_names) or any(each.shape != xs.shape for each in inputs):
         return None
     name = layer.kernel_name(str(xs.dtype)[6:], torch.is_grad_enabled(), xs.device.type)
     tensors = _tensors(layer)
-    if not name or any(tensor.dtype is not xs.dtype for tensor in tensors.values()):
+    if not name or any(tensor.dtype is not xs.dtype for tensor in (*tensors.values(), *inputs)):
         return None
     example = _step_input(xs, time_dim)
     layer.check_input(example)
-    states = [layer.state(state, example).contiguous() for state in layer.state_names]
+    states = [layer.state(state, example) for state in layer.state_names]
     aligned = [_aligned(tensor, layer, example.ndim) for tensor in tensors.values()]
-    rest = [*states, *(expanded(tensor, example.shape, time_dim) for tensor in aligned)]
-    ys, *others = torch.ops.tracetorch.scan(name, time_dim, xs.contiguous(), rest)
-    for state, value in zip(layer.state_names, others[: len(states)], strict=True):
+    results = torch.ops.tracetorch.scan(name, time_dim, prepared(inputs, states, aligned, time_dim))
+    count = len(layer.output_names)
+    for state, value in zip(layer.state_names, results[count:], strict=False):
         setattr(layer, state, value)
-    return ys
+    return list(results[:count])
 
 
 def _ordinary(xs: Tensor) -> bool:

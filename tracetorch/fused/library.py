@@ -24,7 +24,7 @@ _KERNELS: dict[str, Kernel] = {}
 
 def register(kernel: Kernel) -> str:
     """Make a kernel known to the operations; returns its name."""
-    name = hashlib.sha256(f"{kernel.source}{kernel.learned}".encode()).hexdigest()[:32]
+    name = hashlib.sha256(f"{kernel.source}{kernel.signature}".encode()).hexdigest()[:32]
     _KERNELS[name] = kernel
     return name
 
@@ -48,62 +48,71 @@ def _kernel(name: str) -> Kernel:
     return _KERNELS[name]
 
 
-def _states(name: str) -> int:
-    return len(_kernel(name).states)
-
-
 @torch.library.custom_op("tracetorch::scan", mutates_args=())
-def scan(name: str, time_dim: int, xs: Tensor, rest: list[Tensor]) -> list[Tensor]:
+def scan(name: str, time_dim: int, given: list[Tensor]) -> list[Tensor]:
     """Outputs, states after the last step, and the saved states, of a sequence; see `fused.scan.forward`."""
     kernel = _kernel(name)
-    (ys, *last), _, saved = _scan.forward(kernel, time_dim, False, True, xs, rest)
-    return [ys.to(kernel.output_dtype), *last, *saved]
+    results, _, saved = _scan.forward(kernel, time_dim, False, True, given)
+    count = len(kernel.output_dtypes)
+    outputs = [ys.to(kind) for ys, kind in zip(results, kernel.output_dtypes, strict=False)]
+    return [*outputs, *results[count:], *saved]
 
 
 @scan.register_fake
-def _scan_shapes(name: str, time_dim: int, xs: Tensor, rest: list[Tensor]) -> list[Tensor]:
-    kernel, count = _kernel(name), _states(name)
+def _scan_shapes(name: str, time_dim: int, given: list[Tensor]) -> list[Tensor]:
+    kernel = _kernel(name)
+    inputs = len(kernel.signature.inputs)
+    xs, states = given[0], given[inputs : inputs + len(kernel.signature.states)]
     chunks = (xs.shape[time_dim] + kernel.chunk - 1) // kernel.chunk
-    last = [torch.empty_like(state) for state in rest[:count]]
-    ys = torch.empty_like(xs, dtype=kernel.output_dtype)
-    return [ys, *last, *(state.new_empty((chunks, *state.shape)) for state in rest[:count])]
+    outputs = [torch.empty_like(xs, dtype=kind) for kind in kernel.output_dtypes]
+    last = [torch.empty_like(state) for state in states]
+    return [*outputs, *last, *(state.new_empty((chunks, *state.shape)) for state in states)]
+
+
+def _differentiable(kernel: Kernel) -> list[bool]:
+    """For each of `given`, whether `scan_backward` gives its gradient."""
+    signature = kernel.signature
+    before = len(signature.inputs) + len(signature.states)
+    return [True] * before + [name in signature.learned for name in signature.parameters]
 
 
 @torch.library.custom_op("tracetorch::scan_backward", mutates_args=())
 def scan_backward(
-    name: str, time_dim: int, grads: list[Tensor], xs: Tensor, rest: list[Tensor], saved: list[Tensor]
+    name: str, time_dim: int, grads: list[Tensor], given: list[Tensor], saved: list[Tensor]
 ) -> list[Tensor]:
-    """Gradients of the input, the first states and the learned parameters; see `fused.scan.backward`."""
-    d_x, d_first, d_parameters = _scan.backward(_kernel(name), time_dim, True, grads, xs, rest, saved)
-    assert d_x is not None
-    return [d_x, *d_first, *(gradient.clone() for gradient in d_parameters if gradient is not None)]
+    """Gradients of the inputs, the first states and the learned parameters; see `fused.scan.backward`."""
+    kernel = _kernel(name)
+    wanted = [True] * len(kernel.signature.inputs)
+    found = _scan.backward(kernel, time_dim, wanted, grads, given, saved)
+    # What an operation returns may not be part of what it was given, as a sum over nothing would be.
+    return [gradient.clone() for gradient in found if gradient is not None]
 
 
 @scan_backward.register_fake
 def _backward_shapes(
-    name: str, time_dim: int, grads: list[Tensor], xs: Tensor, rest: list[Tensor], saved: list[Tensor]
+    name: str, time_dim: int, grads: list[Tensor], given: list[Tensor], saved: list[Tensor]
 ) -> list[Tensor]:
-    kernel, count = _kernel(name), _states(name)
-    learned = [p for own, p in zip(kernel.parameters, rest[count:], strict=True) if own in kernel.learned]
-    return [torch.empty_like(xs), *(torch.empty_like(t) for t in (*rest[:count], *learned))]
+    return [torch.empty_like(t) for t, has in zip(given, _differentiable(_kernel(name)), strict=True) if has]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    name, time_dim, xs, rest = inputs
-    ctx.name, ctx.time_dim, ctx.count = name, time_dim, len(rest)
-    ctx.save_for_backward(xs, *rest, *output[1 + _states(name) :])
+    name, time_dim, given = inputs
+    signature = _kernel(name).signature
+    ctx.name, ctx.time_dim, ctx.count = name, time_dim, len(given)
+    ctx.save_for_backward(*given, *output[len(signature.outputs) + len(signature.states) :])
 
 
 def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
-    kernel, count = _kernel(ctx.name), _states(ctx.name)
-    xs, *others = ctx.saved_tensors
-    rest, saved = others[: ctx.count], others[ctx.count :]
-    wanted = zip(grads, [xs, *rest[:count]], strict=False)  # the saved states get none
-    given = [torch.zeros_like(like) if g is None else g.to(like.dtype) for g, like in wanted]
-    d_x, *found = scan_backward(ctx.name, ctx.time_dim, given, xs, rest, saved)
-    learned = iter(found[count:])
-    d_parameters = [next(learned) if name in kernel.learned else None for name in kernel.parameters]
-    return None, None, d_x, [*found[:count], *d_parameters]
+    kernel = _kernel(ctx.name)
+    signature = kernel.signature
+    tensors = ctx.saved_tensors
+    given, saved = tensors[: ctx.count], tensors[ctx.count :]
+    inputs = len(signature.inputs)
+    likes = [*[given[0]] * len(signature.outputs), *given[inputs : inputs + len(signature.states)]]
+    dense = zip(grads, likes, strict=False)  # the saved states get none
+    d_results = [torch.zeros_like(like) if g is None else g.to(like.dtype) for g, like in dense]
+    found = iter(scan_backward(ctx.name, ctx.time_dim, d_results, given, saved))
+    return None, None, [next(found) if has else None for has in _differentiable(kernel)]
 
 
 scan.register_autograd(_differentiate, setup_context=_setup)

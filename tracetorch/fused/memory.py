@@ -164,5 +164,5 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 def empty_like(tensor: Tensor, *leading: int) -> Tensor:
     """A contiguous tensor of the same dtype and device and of the shape `[*leading, *shape]`; on the CPU by `empty`."""
     if tensor.nbytes * math.prod(leading) < SMALLEST or not tensor.is_cpu:
-        return tensor.new_empty((*leading, *tensor.shape))
+        return tensor.new_empty((*leading, *tensor.shape)) if leading else torch.empty_like(tensor)
     return empty((*leading, *tensor.shape), tensor.dtype)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from tracetorch.fused import compiler, kernel_c, memory
 from tracetorch.fused.emit_c import BLOCK
 from tracetorch.fused.graph import GraphError
+from tracetorch.fused.signature import Signature
 from tracetorch.fused.trace import StepFunction, Traced, trace
 
 _PROCESS = os.getpid()
@@ -31,29 +34,24 @@ def _threads() -> int:
 
 @dataclass(frozen=True)
 class Kernel(ABC):
-    """A step compiled for one dtype. `learned` are the parameters that get a gradient.
-
-    `chunk` is the number of steps between two saved states; the layouts name what the two functions take, in order.
-    """
+    """A step compiled for one dtype. `chunk` is the number of steps between two saved states."""
 
     traced: Traced
-    states: tuple[str, ...]
-    parameters: tuple[str, ...]
-    learned: tuple[str, ...]
+    signature: Signature
     dtype: torch.dtype
-    output_dtype: torch.dtype
+    output_dtypes: tuple[torch.dtype, ...]
     source: str
     chunk: int
-    # Whether the backward function takes gradients of the states recorded after every step.
-    differentiates_records: ClassVar[bool] = False
-    forward_layout: kernel_c.Layout
-    backward_layout: kernel_c.Layout
 
     @abstractmethod
-    def call(
-        self, function: str, layout: kernel_c.Layout, tensors: Mapping[str, Tensor | None], numbers: Mapping[str, int]
-    ) -> None:
-        """Run "forward" or "backward". Tensors must stay referenced by the caller until it returns."""
+    def call(self, function: str, pointers: Sequence[Tensor | None], shape: Geometry, sizes: tuple[int, ...]) -> None:
+        """Run "forward" or "backward".
+
+        Args:
+            pointers: in the order of the signature's `forward_pointers` or `backward_pointers`. They must stay
+                referenced by the caller until this returns.
+            sizes: elements of each parameter.
+        """
 
 
 @dataclass(frozen=True)
@@ -61,19 +59,28 @@ class CKernel(Kernel):
     """Of the C renderer."""
 
     library: ctypes.CDLL
-    differentiates_records: ClassVar[bool] = True
 
-    def call(
-        self, function: str, layout: kernel_c.Layout, tensors: Mapping[str, Tensor | None], numbers: Mapping[str, int]
-    ) -> None:
+    def call(self, function: str, pointers: Sequence[Tensor | None], shape: Geometry, sizes: tuple[int, ...]) -> None:
         """As `Kernel.call`."""
-        given = [tensors[name] for name in layout.pointers]
-        pointers = [0 if tensor is None else tensor.data_ptr() for tensor in given]
-        values = [numbers[name] for name in layout.integers]
-        # The arrays are freed when the call has returned; ctypes keeps one type for each length.
+        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in pointers]
+        # The array is freed when the call has returned; ctypes keeps one type for each length.
         getattr(self.library, function)(
-            (ctypes.c_void_p * len(pointers))(*pointers), (ctypes.c_int64 * len(values))(*values)
+            (ctypes.c_void_p * len(addresses))(*addresses), _integers(shape, sizes, _threads())
         )
+
+
+@lru_cache(4096)
+def _integers(shape: Geometry, sizes: tuple[int, ...], threads: int) -> ctypes.Array[ctypes.c_int64]:
+    """The integers that a C kernel takes; it does not write to them."""
+    work = shape.T * shape.B * shape.N
+    if work < _SMALL:
+        threads = 1
+    # Where there are fewer blocks than threads, narrower ones: whole strips, so that vectors stay full.
+    share = -(-shape.B * shape.N // threads) // max(1, shape.B)
+    width = min(BLOCK, max(kernel_c.STRIP, -(-share // kernel_c.STRIP) * kernel_c.STRIP))
+    numbers = [shape.T, shape.B, shape.N, shape.by_t, shape.by_b, threads, int(work >= _STREAMED), width]
+    numbers += shape.strides(sizes)
+    return (ctypes.c_int64 * len(numbers))(*numbers)
 
 
 def build(
@@ -85,12 +92,14 @@ def build(
     backward: bool = True,
     backend: str = "cpu",
     device: str = "cpu",
+    inputs: Sequence[str] = ("x",),
+    outputs: Sequence[str] = ("output",),
 ) -> Kernel:
     """Trace and compile a step.
 
     Args:
-        step: takes `x`, the states and the parameters by name; returns the output and the new states.
-        states, parameters: names, in order.
+        step: takes the inputs, the states and the parameters by name; returns the outputs and the new states.
+        states, parameters, inputs, outputs: names, in order.
         learned: parameters whose gradients are wanted.
         dtype: float32 or float64, of all of them.
         backward: whether to build the backward kernel too. Without it nothing of autograd is used, which a process
@@ -102,224 +111,216 @@ def build(
         GraphError: a step that is not pointwise, or an operation without a form in the backend's language; names it.
         CompilerError: no C compiler.
     """
-    names = ("x", *states, *parameters)
+    names = (*inputs, *states, *parameters)
+    every = (*names, *(f"d_{output}" for output in outputs))  # what the product's graph names
+    if len(set(every)) != len(every):
+        twice = sorted({name for name in every if every.count(name) > 1})
+        raise GraphError(f"the step has two tensors of one name, {', '.join(twice)}; rename one")
     one, other = ({name: torch.full(shape, 0.5, dtype=dtype) for name in names} for shape in _EXAMPLES)
-    wanted = ("x", *states, *learned) if backward else ()
-    traced = trace(step, one, states, wanted, carried=learned)
+    signature = Signature(tuple(states), tuple(parameters), tuple(learned), tuple(inputs), tuple(outputs))
+    wanted = (*inputs, *states, *learned) if backward else ()
+    traced = trace(step, one, states, wanted, carried=learned, outputs=outputs)
     # A size read in Python (x.shape, x.numel()) would become a number in the kernel, right for the example alone.
-    if trace(step, other, states, wanted, carried=learned) != traced:
+    if trace(step, other, states, wanted, carried=learned, outputs=outputs) != traced:
         raise GraphError("the step's arithmetic depends on the shape of its input, so it is no function of one element")
-    return compiled(traced, states, parameters, learned, dtype, backend, device)
+    return compiled(traced, signature, dtype, backend, device)
 
 
 def compiled(
-    traced: Traced,
-    states: Sequence[str],
-    parameters: Sequence[str],
-    learned: Sequence[str],
-    dtype: torch.dtype,
-    backend: str = "cpu",
-    device: str = "cpu",
+    traced: Traced, signature: Signature, dtype: torch.dtype, backend: str = "cpu", device: str = "cpu"
 ) -> Kernel:
     """The kernel of a traced step; arguments and errors as in `build`."""
-    output = traced.forward.dtype(dict(traced.forward.outputs)["output"])
-    common = (traced, tuple(states), tuple(parameters), tuple(learned), dtype, output)
+    found = dict(traced.forward.outputs)
+    dtypes = tuple(traced.forward.dtype(found[name]) for name in signature.outputs)
     if backend == "triton":
         from tracetorch.fused import launch_triton
 
-        return launch_triton.kernel(*common, device)
-    text = kernel_c.source(traced, states, parameters, learned, dtype)
-    layouts = (
-        kernel_c.forward_layout(states, parameters),
-        kernel_c.backward_layout(states, parameters, learned),
-    )
-    return CKernel(*common, text, kernel_c.CHUNK, *layouts, compiler.load(text))
+        return launch_triton.kernel(traced, signature, dtype, dtypes, device)
+    text = kernel_c.source(traced, signature, dtype)
+    return CKernel(traced, signature, dtype, dtypes, text, kernel_c.CHUNK, compiler.load(text))
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a sequence is addressed: T steps of B times N elements."""
+    """How contiguous sequences are addressed: T steps of B times N elements; elements from one t, one b to the next."""
 
     T: int
     B: int
     N: int
-    x_t: int
-    x_b: int
-    y_t: int
-    y_b: int
+    by_t: int
+    by_b: int
 
-    def numbers(self, parameters: Mapping[str, Tensor]) -> dict[str, int]:
-        """The integers that a kernel takes, by name."""
-        work = self.T * self.B * self.N
-        threads = 1 if work < _SMALL else _threads()
-        # Where there are fewer blocks than threads, narrower ones: whole strips, so that vectors stay full.
-        share = -(-self.B * self.N // threads) // max(1, self.B)
-        width = min(BLOCK, max(kernel_c.STRIP, -(-share // kernel_c.STRIP) * kernel_c.STRIP))
-        values = {
-            "T": self.T, "B": self.B, "N": self.N, "x_t": self.x_t, "x_b": self.x_b, "y_t": self.y_t, "y_b": self.y_b,
-            "threads": threads, "stream": int(work >= _STREAMED), "width": width,
-        }  # fmt: skip
-        for name, tensor in parameters.items():
-            size = tensor.numel()
-            values[f"{name}_b"] = self.N if self.B > 1 and 1 < size == self.B * self.N else 0
-            values[f"{name}_n"] = 0 if size == 1 else 1
-        return values
+    def strides(self, sizes: Sequence[int]) -> list[int]:
+        """Of parameters of so many elements, for each: from one b to the next, and from one n."""
+        found = []
+        for size in sizes:
+            whole = self.B > 1 and 1 < size == self.B * self.N
+            found += [self.N if whole else 0, 0 if size == 1 else 1]
+        return found
 
 
-def geometry(xs: Tensor, time_dim: int) -> Geometry:
+@lru_cache(4096)
+def geometry(shape: torch.Size, time_dim: int) -> Geometry:
     """Of a contiguous sequence, [T, B, ...] or [B, T, ...]."""
-    steps = xs.shape[time_dim]
+    steps, whole = shape[time_dim], math.prod(shape)
     if time_dim == 0:
-        n = xs.numel() // max(1, steps)
-        return Geometry(steps, 1, n, n, 0, n, 0)
-    batch = xs.shape[0]
-    n = xs.numel() // max(1, batch * steps)
-    return Geometry(steps, batch, n, n, steps * n, n, steps * n)
+        n = whole // max(1, steps)
+        return Geometry(steps, 1, n, n, 0)
+    n = whole // max(1, shape[0] * steps)
+    return Geometry(steps, shape[0], n, n, steps * n)
 
 
 def forward(
-    kernel: Kernel, time_dim: int, record: bool, save: bool, xs: Tensor, rest: Sequence[Tensor]
+    kernel: Kernel, time_dim: int, record: bool, save: bool, given: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """One call of the forward kernel, without autograd.
 
     Args:
         record: whether to give the states after every step.
         save: whether to keep what the backward kernel needs.
-        xs: contiguous.
-        rest: the states before the first step, then the parameters, contiguous, as `expanded` gives them.
+        given: the inputs, the states before the first step and the parameters, contiguous, as `prepared` gives them.
 
     Returns:
         The outputs and the states after the last step; the recorded states; the saved ones.
     """
-    shape = geometry(xs, time_dim)
-    count = len(kernel.states)
-    chunks = -(-shape.T // kernel.chunk)
-    parameters = dict(zip(kernel.parameters, rest[count:], strict=True))
-    tensors: dict[str, Tensor | None] = {"x": xs, "y": memory.empty_like(xs), **parameters}
-    for name, state in zip(kernel.states, rest, strict=False):
-        tensors[f"first_{name}"] = state
-        tensors[f"last_{name}"] = memory.empty_like(state)
-        tensors[f"saved_{name}"] = memory.empty_like(state, chunks) if save else None
-        tensors[f"record_{name}"] = memory.empty_like(xs) if record else None
-    kernel.call("forward", kernel.forward_layout, tensors, shape.numbers(parameters))
-
-    def of(*kinds: str) -> list[Tensor]:
-        return [t for kind in kinds for name in kernel.states if (t := tensors[f"{kind}_{name}"]) is not None]
-
-    ys = tensors["y"]
-    assert ys is not None
-    return [ys, *of("last")], of("record"), of("saved")
+    signature = kernel.signature
+    inputs, states, parameters = _split(signature, given)
+    xs = inputs[0]
+    shape = geometry(xs.shape, time_dim)
+    results, recorded, saved = [memory.empty_like(xs) for _ in signature.outputs], [], []
+    pointers: list[Tensor | None] = [*inputs, *results]
+    for state in states:
+        last = memory.empty_like(state)
+        kept = memory.empty_like(state, -(-shape.T // kernel.chunk)) if save else None
+        series = memory.empty_like(xs) if record else None
+        pointers += [state, last, kept, series]
+        results.append(last)
+        if kept is not None:
+            saved.append(kept)
+        if series is not None:
+            recorded.append(series)
+    kernel.call("forward", [*pointers, *parameters], shape, tuple([p.numel() for p in parameters]))
+    return results, recorded, saved
 
 
 def backward(
     kernel: Kernel,
     time_dim: int,
-    want_x: bool,
+    wanted: Sequence[bool],
     grads: Sequence[Tensor | None],
-    xs: Tensor,
-    rest: Sequence[Tensor],
+    given: Sequence[Tensor],
     saved: Sequence[Tensor],
-) -> tuple[Tensor | None, list[Tensor], list[Tensor | None]]:
+) -> list[Tensor | None]:
     """One call of the backward kernel.
 
     Args:
-        want_x: whether the gradient of the input is wanted.
+        wanted: for each input, whether its gradient is wanted.
         grads: of the outputs, of each state after the last step and, if there are more, of the recorded states; None
             is zero.
-        xs, rest, saved: as `forward` took and gave them.
+        given, saved: as `forward` took and gave them.
 
     Returns:
-        Gradients of the input, of the states before the first step, and of the parameters, each reduced to the
-        parameter's shape and None where none is learned.
+        Gradients of `given`: of the inputs where wanted, of the states before the first step, and of the learned
+        parameters, each reduced to the parameter's shape; else None.
     """
-    shape = geometry(xs, time_dim)
-    count = len(kernel.states)
-    first, parameters = rest[:count], dict(zip(kernel.parameters, rest[count:], strict=True))
-    d_y = torch.zeros_like(xs) if grads[0] is None else grads[0].contiguous()
-    d_x = memory.empty_like(xs) if want_x else None
-    tensors: dict[str, Tensor | None] = {"x": xs, "d_y": d_y, "d_x": d_x, **parameters}
-    for k, name in enumerate(kernel.states):
-        d_last, d_record = grads[1 + k], grads[1 + count + k] if len(grads) > 1 + count else None
-        tensors[f"saved_{name}"] = saved[k]
-        tensors[f"d_last_{name}"] = torch.zeros_like(first[k]) if d_last is None else d_last.contiguous()
-        tensors[f"d_record_{name}"] = None if d_record is None else d_record.contiguous()
-        tensors[f"d_first_{name}"] = memory.empty_like(first[k])
-    for name in kernel.learned:
-        tensors[f"d_{name}"] = memory.empty_like(first[0])
-    kernel.call("backward", kernel.backward_layout, tensors, shape.numbers(parameters))
-    d_first = [gradient for name in kernel.states if (gradient := tensors[f"d_first_{name}"]) is not None]
+    signature = kernel.signature
+    inputs, states, parameters = _split(signature, given)
+    shape = geometry(inputs[0].shape, time_dim)
+    d_outputs, d_last, d_recorded = _cut(grads, len(signature.outputs), len(states))
+    d_inputs = [memory.empty_like(xs) if want else None for xs, want in zip(inputs, wanted, strict=True)]
+    d_first = [memory.empty_like(state) for state in states]
+    pointers: list[Tensor | None] = [*inputs, *(_dense(d, inputs[0]) for d in d_outputs), *d_inputs]
+    for k, state in enumerate(states):
+        d_record = d_recorded[k].contiguous() if d_recorded and d_recorded[k] is not None else None
+        pointers += [saved[k], _dense(d_last[k], state), d_record, d_first[k]]
+    element = states[0] if states else inputs[0].select(time_dim, 0)
+    sums = {name: memory.empty_like(element) for name in signature.learned}
+    kernel.call("backward", [*pointers, *parameters, *sums.values()], shape, tuple([p.numel() for p in parameters]))
+    # A gradient per element, summed to the shape in which the parameter was given.
     d_parameters = [
-        _reduced(tensors[f"d_{name}"], parameters[name], first[0]) if name in kernel.learned else None
-        for name in kernel.parameters
+        sums[name].sum_to_size(parameter.shape) if name in sums else None
+        for name, parameter in zip(signature.parameters, parameters, strict=True)
     ]
-    return d_x, d_first, d_parameters
+    return [*d_inputs, *d_first, *d_parameters]
+
+
+def _split(
+    signature: Signature, given: Sequence[Tensor]
+) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+    """Inputs, states, parameters."""
+    return _cut(given, len(signature.inputs), len(signature.states))
+
+
+def _cut(sequence: Sequence[Any], first: int, second: int) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
+    return sequence[:first], sequence[first : first + second], sequence[first + second :]
+
+
+def _dense(gradient: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if gradient is None else gradient.contiguous()
 
 
 class _Scan(torch.autograd.Function):
-    """Inputs: kernel, time_dim, whether to record, x, the states, the expanded parameters."""
+    """Inputs: kernel, time_dim, whether to record, and what `forward` takes as `given`."""
 
     @staticmethod
-    def forward(
-        ctx: Any, kernel: Kernel, time_dim: int, record: bool, xs: Tensor, *rest: Tensor
-    ) -> tuple[Tensor, ...]:
-        results, recorded, saved = forward(kernel, time_dim, record, True, xs, rest)
-        ctx.kernel, ctx.time_dim, ctx.count = kernel, time_dim, len(rest)
-        ctx.save_for_backward(xs, *rest, *saved)
-        if not kernel.differentiates_records:
-            ctx.mark_non_differentiable(*recorded)
+    def forward(ctx: Any, kernel: Kernel, time_dim: int, record: bool, *given: Tensor) -> tuple[Tensor, ...]:
+        results, recorded, saved = forward(kernel, time_dim, record, True, given)
+        ctx.kernel, ctx.time_dim, ctx.count = kernel, time_dim, len(given)
+        ctx.save_for_backward(*given, *saved)
         ctx.set_materialize_grads(False)
         return (*results, *recorded)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        xs, *others = ctx.saved_tensors
-        rest, saved = others[: ctx.count], others[ctx.count :]
-        d_x, d_first, d_parameters = backward(
-            ctx.kernel, ctx.time_dim, ctx.needs_input_grad[3], grads, xs, rest, saved
-        )
-        return (None, None, None, d_x, *d_first, *d_parameters)
-
-
-def _reduced(gradient: Tensor | None, parameter: Tensor, element: Tensor) -> Tensor:
-    """A gradient per element, summed to the shape in which the parameter was given."""
-    assert gradient is not None
-    return gradient.reshape(element.shape).sum_to_size(parameter.shape)
+        tensors = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[3 : 3 + len(ctx.kernel.signature.inputs)]
+        found = backward(ctx.kernel, ctx.time_dim, wanted, grads, tensors[: ctx.count], tensors[ctx.count :])
+        return (None, None, None, *found)
 
 
 def expanded(parameter: Tensor, element: torch.Size, time_dim: int) -> Tensor:
-    """A parameter as the kernel takes it: of no dimension, one for each neuron, or one for each element [B, ...]."""
+    """A parameter as the kernel takes it: of one element, one for each neuron, or one for each element [B, ...]."""
     if parameter.numel() == 1:
-        return parameter.reshape(())
+        return parameter if parameter.ndim <= len(element) else parameter.reshape(())
     shape = element[1:] if time_dim == 1 and parameter.ndim < len(element) else element
     return parameter.expand(shape).contiguous()
 
 
+def prepared(
+    inputs: Sequence[Tensor], states: Sequence[Tensor], parameters: Sequence[Tensor], time_dim: int
+) -> list[Tensor]:
+    """The tensors as the kernels take them."""
+    given = [tensor.contiguous() for tensor in (*inputs, *states)]
+    shape = inputs[0].shape
+    element = torch.Size((*shape[:time_dim], *shape[time_dim + 1 :]))
+    return [*given, *(expanded(parameter, element, time_dim) for parameter in parameters)]
+
+
 def scan(
     kernel: Kernel,
-    xs: Tensor,
+    inputs: Sequence[Tensor],
     time_dim: int,
     states: Sequence[Tensor],
     parameters: Sequence[Tensor],
     record: bool = False,
-) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
     """Run a sequence: outputs, states after the last step, and, with `record`, states after every step.
 
     Args:
-        xs: [T, B, ...] (`time_dim=0`) or [B, T, ...] (`time_dim=1`), on the kernel's device, in its dtype.
+        inputs: each [T, B, ...] (`time_dim=0`) or [B, T, ...] (`time_dim=1`), all of one shape, on the kernel's device,
+            in its dtype.
         states: before the first step, [B, ...].
         parameters: each of one element, or broadcastable against [B, ...].
     """
-    xs = xs.contiguous()
-    element = states[0].shape
-    rest = [state.contiguous() for state in states]
-    rest += [expanded(parameter, element, time_dim) for parameter in parameters]
-    count = len(kernel.states)
-    if torch.is_grad_enabled() and (xs.requires_grad or any(tensor.requires_grad for tensor in rest)):
-        results = _Scan.apply(kernel, time_dim, record, xs, *rest)
-        ys, last, recorded = results[0], results[1 : 1 + count], results[1 + count :]
+    given = prepared(inputs, states, parameters, time_dim)
+    results: Sequence[Tensor]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
+        results = _Scan.apply(kernel, time_dim, record, *given)
     else:
-        (ys, *last), recorded, _ = forward(kernel, time_dim, record, False, xs, rest)
-    if kernel.output_dtype is not xs.dtype:
-        ys = ys.to(kernel.output_dtype)
-    return ys, tuple(last), tuple(recorded)
+        results, series, _ = forward(kernel, time_dim, record, False, given)
+        results = [*results, *series]
+    outputs, last, recorded = _cut(results, len(kernel.output_dtypes), len(states))
+    kinds = zip(outputs, kernel.output_dtypes, strict=True)
+    outputs = [ys if ys.dtype is kind else ys.to(kind) for ys, kind in kinds]
+    return outputs, tuple(last), tuple(recorded)

@@ -21,6 +21,7 @@ from tracetorch.fused.graph import Graph, GraphError, Ref, narrowed
 from tracetorch.fused.hoist import LayerStep, LayerTrace, Prelude, prepare
 from tracetorch.fused.reads import Reads, read
 from tracetorch.fused.scan import Kernel, compiled, scan
+from tracetorch.fused.signature import Signature
 from tracetorch.fused.trace import Traced, trace
 
 _PLANS = 64  # configurations of one layer whose kernels are kept
@@ -137,20 +138,18 @@ class Sequencer:
             raise Unfused(found)
         kernel, names = found
         values = [_value(known[name], states[0].shape, xs) for name in names]
-        outputs, last, recorded = scan(kernel, xs, time_dim, states, values, record)
+        (outputs,), last, recorded = scan(kernel, [xs], time_dim, states, values, record)
         if kernel.traced.vjp is not None and "d_output" not in _used(kernel.traced.vjp):
             outputs = outputs.detach()  # spikes without a surrogate gradient, as the step itself returns them
-        return outputs, last, recorded
+        return outputs, tuple(last), tuple(recorded)
 
     def _build(
         self, layer: nn.Module, dtype: torch.dtype, learned: Sequence[str], backward: bool
     ) -> tuple[Kernel, tuple[str, ...]] | str:
         try:
-            traced, names = traced_step(
-                prepare(layer, self.body, self.states, self.skip, dtype), learned, backward
-            )
+            traced, names = traced_step(prepare(layer, self.body, self.states, self.skip, dtype), learned, backward)
             kept = tuple(name for name in names if name in learned)
-            return compiled(traced, self.states, names, kept, dtype), names
+            return compiled(traced, Signature(self.states, names, kept), dtype), names
         except (GraphError, compiler.CompilerError) as error:
             return _said(layer, error)
 
@@ -165,7 +164,8 @@ class Sequencer:
         values = zip(ready.prelude.names, ready.prelude.values(tensors, ready.prelude.names), strict=True)
         learned = [name for name, value in values if value.requires_grad] if backward else []
         traced, names = traced_step(ready, learned, backward)
-        return kernel_c.source(traced, self.states, names, [name for name in names if name in learned], dtype)
+        kept = tuple(name for name in names if name in learned)
+        return kernel_c.source(traced, Signature(self.states, names, kept), dtype)
 
     def __deepcopy__(self, memo: Any) -> Sequencer:
         return Sequencer(self.states, self.body, self.skip)

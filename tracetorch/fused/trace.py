@@ -301,8 +301,8 @@ class Traced:
     """A traced step.
 
     Attributes:
-        forward: inputs x, states, parameters -> `output`, and each state after the step, by its name with a prime.
-        vjp: the inputs of `forward` and the gradients `d_output`, `d_<state>'` -> `d_<input>` for each of `wanted`.
+        forward: inputs, states, parameters -> outputs, and each state after the step, by its name with a prime.
+        vjp: the inputs of `forward` and the gradients `d_<output>`, `d_<state>'` -> `d_<input>` for each of `wanted`.
     """
 
     forward: Graph
@@ -319,17 +319,19 @@ def trace(
     wanted: Sequence[str] = (),
     carried: Sequence[str] = (),
     constants: Sequence[Tensor] = (),
+    outputs: Sequence[str] = ("output",),
 ) -> Traced:
     """Trace a step.
 
     Args:
-        step: takes the inputs by name, returns the output and the new states.
+        step: takes the inputs by name, returns the outputs and the new states.
         inputs: examples, all of one shape, parameters expanded to it: every tensor that the step reads.
         states: names of the states among them, in the order in which the step returns them.
         wanted: names of the inputs whose gradients the vector-Jacobian product shall give; none: no product.
         carried: those of them that are parameters: the product takes their gradient from the later steps, `d_<name>'`,
             and adds to it as autograd does over a loop, one term after the other.
         constants: tensors that the step reads besides the inputs, and whose values may stand in the graph.
+        outputs: names for what the step returns before the states.
 
     Raises:
         GraphError: the step is not pointwise, reads what was not declared, or branches on a tensor's value.
@@ -338,7 +340,7 @@ def trace(
     if len(shapes) != 1:
         raise GraphError(f"inputs of different shapes: {sorted(shapes)}; expand them")
     leaves = {name: t.detach().clone().requires_grad_(name in wanted) for name, t in inputs.items()}
-    names = ["output", *(f"{name}'" for name in states)]
+    names = [*outputs, *(f"{name}'" for name in states)]
     forward = _trace_forward(step, leaves, names, constants)
     if not wanted:
         return Traced(forward, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -62,12 +62,12 @@ class LIFNeuron(Layer):
         self.register_buffer("spike", torch.zeros(()))
         self.state_names = ("potential", "spike")
 
-    def forward(self, current: float | Tensor) -> Tensor:
+    def forward(self, current: float | Tensor) -> Tensor:  # type: ignore[override]
         """One step. current: a number, or a floating point tensor of any shape -> spikes of its shape, 0 or 1."""
         if not isinstance(current, Tensor):
             current = torch.full_like(self.potential, current)
         self._spread(current)
-        return super().forward(current)
+        return cast(Tensor, super().forward(current))
 
     forward.elementwise_step = True  # type: ignore[attr-defined]
 
@@ -77,11 +77,11 @@ class LIFNeuron(Layer):
         s = heaviside(v - self.threshold, torch.full_like(v, self.threshold), self.surrogate, v=v).to(v.dtype)
         return s, torch.where(s > 0, self.reset_potential, v), s
 
-    def unroll(self, xs: Tensor, time_dim: int = 0) -> Tensor:
+    def unroll(self, xs: Tensor, time_dim: int = 0) -> Tensor:  # type: ignore[override]
         """The whole sequence. xs: [T, ...] (`time_dim=0`) or [B, T, ...] (`time_dim=1`); same shape back."""
         if xs.shape[time_dim]:
             self._spread(xs.select(time_dim, 0))
-        return super().unroll(xs, time_dim)
+        return cast(Tensor, super().unroll(xs, time_dim))
 
     def _spread(self, x: Tensor) -> None:
         """A single value of a state stands for an input of any shape."""

@@ -151,8 +151,9 @@ def _probe(module: nn.Module, mixin: type[Twin]) -> tuple[str, str]:
         recipe = mixin.recipe(module)  # type: ignore[arg-type]
         skip = recipe.sequencer().skip
         graphs = []
+        device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
         for shape in _SHAPES:
-            ready = prepare(module, recipe.body, recipe.states, skip, torch.float32, shape)
+            ready = prepare(module, recipe.body, recipe.states, skip, torch.float32, shape, device)
             learned = [name for name in ready.prelude.names if ready.real[name].requires_grad]
             traced, names = traced_step(ready, learned, True, shape=shape)
             graphs.append((str(traced.forward), str(traced.vjp)))

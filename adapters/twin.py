@@ -64,7 +64,7 @@ class Twin(nn.Module):
         """All steps through one kernel, or None where the layer's own code must run.
 
         Raises:
-            FuseError: the backend "cpu" was asked for by name, and cannot run this.
+            FuseError: a backend was asked for by name, and cannot run this.
         """
         if torch.compiler.is_compiling():
             return None
@@ -78,13 +78,13 @@ class Twin(nn.Module):
             own(self, reason)
             return None
 
-    def kernel_source(self, dtype: torch.dtype, backward: bool) -> str:
-        """For `tt.fused.source`: the C kernel of this layer's step, as it is configured now.
+    def kernel_source(self, backend: str, dtype: torch.dtype, backward: bool) -> str:
+        """For `tt.fused.source`: the kernel of this layer's step, as it is configured now.
 
         Raises:
             GraphError: a step that no kernel runs.
         """
-        return self.recipe().sequencer().source(self, dtype, backward)
+        return self.recipe().sequencer().source(self, backend, dtype, backward)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)

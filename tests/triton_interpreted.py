@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import tracetorch as tt
+from tests.fuse_cases import CASES
 from tracetorch.fused import graph
 from tracetorch.fused.graph import OPS, Graph, Node, Ref
 from tracetorch.fused.launch_triton import geometry
@@ -185,6 +186,39 @@ def test_another_dtype_or_backend_is_refused():
         layer.unroll(torch.rand(3, 2, 7).to(torch.complex64))
     with tt.backend("triton"), pytest.raises(tt.fused.FuseError, match=r"is torch\.float32"):
         layer.unroll(torch.rand(3, 2, 7).double())
+
+
+FRAMEWORKS = (
+    "sinabs.LIF",
+    "sinabs.ExpLeak",
+    "snntorch.Leaky",
+    "snntorch.Synaptic",
+    "spikingjelly.LIFNode",
+    "norse.LIFBoxCell",
+)
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_a_fused_layer_of_a_framework_is_the_layer_bit_for_bit(name):
+    case = CASES[name]
+    layer, normal = case.make(7), normals(1, torch.float32)
+    fused = tt.fuse(layer)
+    assert not fused.fuse_report.left
+    xs = normal(37, 2, 7) * case.scale + case.offset
+    found = []
+    for each, backend in ((layer, "auto"), (fused, "triton")):
+        x = xs.clone().requires_grad_()
+        with tt.backend(backend):
+            first, state = case.run(each, x[:20], None)
+            second, _ = case.run(each, x[20:], state)
+        outputs = [torch.cat(pair) for pair in zip(first.outputs, second.outputs, strict=True)]
+        (gradient,) = torch.autograd.grad(sum(y.sum() for y in outputs), [x])
+        found.append(([*outputs, *second.states.values()], gradient))
+    (expected, slope), (given, ours) = found
+    for a, b in zip(given, expected, strict=True):
+        assert_bits(a, b)
+    assert slope.abs().max() > 0
+    assert float((ours - slope).abs().max()) <= 1e-5 * float(slope.abs().max())
 
 
 def test_several_inputs_and_outputs_and_gradients_of_recorded_states():

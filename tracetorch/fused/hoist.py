@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map_only
 from tracetorch.fused.graph import GraphError
 from tracetorch.fused.reads import Reads, duplicate, read
 
+_CPU = torch.device("cpu")
 # Calls by which Python learns a tensor's value.
 _VALUES = frozenset(
     {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero", "__bool__", "__int__", "__float__", "__index__"}
@@ -165,10 +166,12 @@ def _tensors(arguments: Any) -> list[Tensor]:
     return [t for a in arguments for t in _tensors(a)] if isinstance(arguments, (list, tuple)) else []
 
 
-def _chance() -> tuple[Any, ...]:
+def _chance(device: torch.device) -> tuple[Any, ...]:
     """The state of the random generators a step could draw from."""
     numpy_state: Any = np.random.get_state()
-    return (torch.get_rng_state().numpy().tobytes(), random.getstate(), numpy_state[1].tobytes(), numpy_state[2])
+    states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+    drawn = tuple(state.numpy().tobytes() for state in states)
+    return (*drawn, random.getstate(), numpy_state[1].tobytes(), numpy_state[2])
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,7 @@ class LayerTrace:
     prelude: Prelude
     real: Mapping[str, Tensor]
     dtype: torch.dtype
+    device: torch.device
 
     def kind(self, name: str) -> torch.dtype:
         """The dtype in which an input of the step stands in its graph."""
@@ -212,6 +216,7 @@ def prepare(
     skip: Sequence[str],
     dtype: torch.dtype,
     shape: Any = (2, 4),
+    device: torch.device = _CPU,
 ) -> LayerTrace:
     """Run a layer's step once on a small example, and record what it computes from parameters alone.
 
@@ -220,7 +225,7 @@ def prepare(
         body: calls the step on a copy of the layer.
         states: the names by which `body` takes the states and returns the new ones.
         skip: attributes that a call changes.
-        dtype, shape: of the example.
+        dtype, shape, device: of the example; the device is that of the layer's tensors.
 
     Raises:
         GraphError: the step draws random numbers, changes its layer, or reads the value of a parameter.
@@ -230,14 +235,13 @@ def prepare(
         raise GraphError(f"{reads.odd}; only ordinary dense tensors can be traced")
     prelude = Prelude({f"p{k}": path for k, path in enumerate(reads.tensors)})
     real = {name: reads.tensors[path] for name, path in prelude.paths.items()}
-    trace = LayerTrace(layer, body, tuple(states), tuple(skip), reads, prelude, real, dtype)
-    given = {name: torch.full(shape, 0.5, dtype=dtype, requires_grad=True) for name in ("x", *states, *prelude.paths)}
-    before, generator = _chance(), torch.get_rng_state()
-    try:
+    trace = LayerTrace(layer, body, tuple(states), tuple(skip), reads, prelude, real, dtype, device)
+    names = ("x", *states, *prelude.paths)
+    given = {name: torch.full(shape, 0.5, dtype=dtype, device=device, requires_grad=True) for name in names}
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        before = _chance(device)
         _run(trace, given, real, record=True)
-        drew = _chance() != before
-    finally:
-        torch.set_rng_state(generator)
+        drew = _chance(device) != before
     if drew:
         raise GraphError("the step draws random numbers")
     return trace

@@ -328,7 +328,7 @@ def source(layer: nn.Module, backend: str, backward: bool = False, dtype: torch.
     """The generated kernel of a native layer, or of a layer that `tt.fuse` made, as text; deterministic.
 
     Args:
-        layer: a native layer, or with "cpu" a fused one.
+        layer: a native layer, or a fused one.
         backend: "cpu" for C, or "triton" for Triton on CUDA, which needs neither Triton nor a GPU.
         backward: the backward kernel too.
         dtype: of its tensors.
@@ -343,9 +343,8 @@ def source(layer: nn.Module, backend: str, backward: bool = False, dtype: torch.
         raise ValueError(f"source: backend {backend!r} has no source; use one of {', '.join(executor.COMPILED)}")
     if not isinstance(layer, Layer):
         kernel_source = getattr(layer, "kernel_source", None)
-        if kernel_source is None or backend != "cpu":
-            what = "a fused layer, whose kernels are the cpu's" if kernel_source else "no native layer and not fused"
-            raise ValueError(f"source: {type(layer).__name__} is {what}; see tt.fuse")
-        return str(kernel_source(dtype, backward))
+        if kernel_source is None:
+            raise ValueError(f"source: {type(layer).__name__} is no native layer and not fused; see tt.fuse")
+        return str(kernel_source(backend, dtype, backward))
     device = "cuda" if backend == "triton" else "cpu"
     return _kernel(layer, _tensors(layer), dtype, backward, backend, device).source

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tracetorch.fused import compiler, executor, kernel_c
+from tracetorch.fused import compiler, executor, kernel_c, kernel_triton, launch_triton
 from tracetorch.fused.executor import FuseWarning
 from tracetorch.fused.graph import Graph, GraphError, Ref, narrowed
 from tracetorch.fused.hoist import LayerStep, LayerTrace, Prelude, prepare
@@ -63,7 +63,7 @@ class Sequencer:
     def __init__(self, states: Sequence[str], body: LayerStep, skip: Sequence[str]) -> None:
         self.states, self.body, self.skip = tuple(states), body, tuple(skip)
         self.plans: dict[Any, _Plan] = {}
-        self.latest: tuple[torch.dtype, Reads, _Plan] | None = None
+        self.latest: tuple[Any, Reads, _Plan] | None = None
 
     def run(
         self,
@@ -85,30 +85,31 @@ class Sequencer:
             Unfused: this layer or input runs through its own code; says why.
         """
         element = check_input(xs, time_dim)
-        states = [_state(name, first[name], element, xs.dtype) for name in self.states]
-        reads, plan = self._plan(layer, xs.dtype)
+        backend = _backend(xs)
+        states = [_state(name, first[name], element, xs) for name in self.states]
+        reads, plan = self._plan(layer, (xs.dtype, xs.device, backend))
         if plan.prelude is None and not plan.refused:
-            self._prepare(plan, layer, xs.dtype)
+            self._prepare(plan, layer, xs)
         if plan.refused:
             raise Unfused(plan.refused)
-        outputs, last, recorded = self._scan(plan, layer, reads.tensors, xs, time_dim, states, bool(record))
+        outputs, last, recorded = self._scan(plan, layer, reads.tensors, xs, time_dim, states, bool(record), backend)
         series = {name: recorded[self.states.index(name)] for name in record}
         return Result(outputs, dict(zip(self.states, last, strict=True)), series)
 
-    def _plan(self, layer: nn.Module, dtype: torch.dtype) -> tuple[Reads, _Plan]:
-        """What the layer reads now, and the plan for it."""
-        if self.latest is not None and self.latest[0] is dtype and self.latest[1].unchanged():
+    def _plan(self, layer: nn.Module, kind: Any) -> tuple[Reads, _Plan]:
+        """What the layer reads now, and the plan for it with an input of this kind."""
+        if self.latest is not None and self.latest[0] == kind and self.latest[1].unchanged():
             return self.latest[1], self.latest[2]
         reads = read(layer, self.skip)
-        plan = self.plans.setdefault((dtype, reads.guard), _Plan())
+        plan = self.plans.setdefault((kind, reads.guard), _Plan())
         if len(self.plans) > _PLANS:  # a value that changes at every call, annealed for instance
             del self.plans[next(iter(self.plans))]
-        self.latest = (dtype, reads, plan)
+        self.latest = (kind, reads, plan)
         return reads, plan
 
-    def _prepare(self, plan: _Plan, layer: nn.Module, dtype: torch.dtype) -> None:
+    def _prepare(self, plan: _Plan, layer: nn.Module, xs: Tensor) -> None:
         try:
-            ready = prepare(layer, self.body, self.states, self.skip, dtype)
+            ready = prepare(layer, self.body, self.states, self.skip, xs.dtype, device=xs.device)
             plan.used = traced_step(ready, (), True)[1]
             plan.prelude = ready.prelude
         except Exception as error:  # whatever a framework's code raises: its own forward will say it better
@@ -123,6 +124,7 @@ class Sequencer:
         time_dim: int,
         states: list[Tensor],
         record: bool,
+        backend: str,
     ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
         """One kernel call."""
         assert plan.prelude is not None
@@ -132,7 +134,7 @@ class Sequencer:
         backward = grads and (bool(learned) or xs.requires_grad or any(state.requires_grad for state in states))
         key = (learned, backward)
         if key not in plan.kernels:
-            plan.kernels[key] = self._build(layer, xs.dtype, learned, backward)
+            plan.kernels[key] = self._build(layer, xs, learned, backward, backend)
         found = plan.kernels[key]
         if isinstance(found, str):
             raise Unfused(found)
@@ -144,28 +146,31 @@ class Sequencer:
         return outputs, tuple(last), tuple(recorded)
 
     def _build(
-        self, layer: nn.Module, dtype: torch.dtype, learned: Sequence[str], backward: bool
+        self, layer: nn.Module, xs: Tensor, learned: Sequence[str], backward: bool, backend: str
     ) -> tuple[Kernel, tuple[str, ...]] | str:
         try:
-            traced, names = traced_step(prepare(layer, self.body, self.states, self.skip, dtype), learned, backward)
+            ready = prepare(layer, self.body, self.states, self.skip, xs.dtype, device=xs.device)
+            traced, names = traced_step(ready, learned, backward)
             kept = tuple(name for name in names if name in learned)
-            return compiled(traced, Signature(self.states, names, kept), dtype), names
+            signature = Signature(self.states, names, kept)
+            return compiled(traced, signature, xs.dtype, backend, xs.device.type), names
         except (GraphError, compiler.CompilerError) as error:
             return _said(layer, error)
 
-    def source(self, layer: nn.Module, dtype: torch.dtype, backward: bool) -> str:
-        """The C source of a layer's kernel.
+    def source(self, layer: nn.Module, backend: str, dtype: torch.dtype, backward: bool) -> str:
+        """The source of a layer's kernel, C for "cpu" and Triton for "triton".
 
         Raises:
             GraphError: its step is not pointwise.
         """
-        ready = prepare(layer, self.body, self.states, self.skip, dtype)
         tensors = read(layer, self.skip).tensors
+        device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
+        ready = prepare(layer, self.body, self.states, self.skip, dtype, device=device)
         values = zip(ready.prelude.names, ready.prelude.values(tensors, ready.prelude.names), strict=True)
         learned = [name for name, value in values if value.requires_grad] if backward else []
         traced, names = traced_step(ready, learned, backward)
-        kept = tuple(name for name in names if name in learned)
-        return kernel_c.source(traced, Signature(self.states, names, kept), dtype)
+        signature = Signature(self.states, names, tuple(name for name in names if name in learned))
+        return (kernel_triton if backend == "triton" else kernel_c).source(traced, signature, dtype)
 
     def __deepcopy__(self, memo: Any) -> Sequencer:
         return Sequencer(self.states, self.body, self.skip)
@@ -192,10 +197,8 @@ def check_input(xs: Tensor, time_dim: int) -> torch.Size:
     """The shape of one step. Raises `Unfused` for an input that no kernel here takes."""
     if executor.current() == "eager":
         raise Unfused("the backend 'eager' is chosen")
-    if executor.current() == "triton":
-        raise Unfused("a fused framework layer has no triton kernel in this version")
-    if type(xs) not in (Tensor, nn.Parameter) or xs.layout is not torch.strided or xs.device.type != "cpu":
-        raise Unfused(f"the input is a {type(xs).__name__} ({xs.layout}) on {xs.device}, not a dense tensor on the CPU")
+    if type(xs) not in (Tensor, nn.Parameter) or xs.layout is not torch.strided:
+        raise Unfused(f"the input is a {type(xs).__name__} ({xs.layout}), not a dense tensor")
     if xs.dtype not in _DTYPES:
         raise Unfused(f"the input is {xs.dtype}, not float32 or float64")
     if xs.ndim < 1 + time_dim or xs.numel() == 0:
@@ -209,11 +212,22 @@ def check_input(xs: Tensor, time_dim: int) -> torch.Size:
     return torch.Size(size for k, size in enumerate(xs.shape) if k != time_dim)
 
 
-def _state(name: str, state: Any, element: torch.Size, dtype: torch.dtype) -> Tensor:
-    if type(state) not in (Tensor, nn.Parameter) or state.device.type != "cpu" or state.layout is not torch.strided:
-        raise Unfused(f"the state {name} is no dense tensor on the CPU")
-    if state.dtype is not dtype:
-        raise Unfused(f"the state {name} is {state.dtype}, the input {dtype}")
+def _backend(xs: Tensor) -> str:
+    """The executor of a kernel for this input."""
+    chosen = executor.current()
+    if chosen == "auto":
+        chosen = "cpu" if xs.is_cpu else executor.automatic(xs.device.type)  # without a compiler, the build says so
+    device = "cuda" if chosen == "triton" and not launch_triton.interpreted() else "cpu"
+    if chosen not in executor.COMPILED or xs.device.type != device:
+        raise Unfused(f"the input is on {xs.device}, for which there is no kernel of the backend {chosen!r} here")
+    return chosen
+
+
+def _state(name: str, state: Any, element: torch.Size, xs: Tensor) -> Tensor:
+    if type(state) not in (Tensor, nn.Parameter) or state.device != xs.device or state.layout is not torch.strided:
+        raise Unfused(f"the state {name} is no dense tensor on {xs.device}")
+    if state.dtype is not xs.dtype:
+        raise Unfused(f"the state {name} is {state.dtype}, the input {xs.dtype}")
     if state.shape == element:
         return state
     if state.ndim == 0:
@@ -223,8 +237,10 @@ def _state(name: str, state: Any, element: torch.Size, dtype: torch.dtype) -> Te
 
 def _value(value: Tensor, element: torch.Size, xs: Tensor) -> Tensor:
     """A parameter's value for the kernel: where torch would compute in another dtype or shape, `Unfused`."""
-    if value.device.type != "cpu":
-        raise Unfused(f"a parameter is on {value.device}, the input on the CPU")
+    if value.device != xs.device:
+        if value.ndim:
+            raise Unfused(f"a parameter is on {value.device}, the input on {xs.device}")
+        value = value.to(xs.device)  # torch takes a tensor of no dimension from the CPU
     if value.dtype is not xs.dtype:
         if torch.result_type(value, xs) is not xs.dtype or not element:
             raise Unfused(f"a parameter of {value.dtype} makes the result another type than the input's {xs.dtype}")
@@ -248,7 +264,8 @@ def traced_step(
     """
     states, step = layer.states, layer.step
     every = layer.prelude.names
-    example = {name: torch.full(shape, 0.5, dtype=layer.kind(name)) for name in ("x", *states, *every)}
+    inputs = ("x", *states, *every)
+    example = {name: torch.full(shape, 0.5, dtype=layer.kind(name), device=layer.device) for name in inputs}
     wanted = ("x", *states) if backward else ()
     first = trace(step, example, states, wanted, constants=layer.reads.constants)
     used = _used(first.forward) | (_used(first.vjp) if first.vjp is not None else set())

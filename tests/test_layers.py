@@ -13,6 +13,7 @@ from torch import nn
 import tracetorch as tt
 from tests import naive
 from tracetorch.functional.surrogates import Surrogate
+from tracetorch.fused.graph import GraphError
 
 
 def hard(num_neurons, **options):
@@ -932,3 +933,79 @@ def test_a_parameter_may_not_take_the_name_of_something_else(name):
     with pytest.raises(ValueError, match=f"Layer: {name}: the layer has something else of this name"):
         layer.define_decay(name, 0.7)
     assert not list(layer.parameters())
+
+
+# ---- random numbers --------------------------------------------------------------------------------------------------
+
+
+class Noisy(tt.snn.Layer):
+    """Two draws a step, which the step loop takes in turn."""
+
+    def __init__(self, num_neurons=5, dim=-1):
+        super().__init__(num_neurons, dim)
+        self.define_state("mem")
+        self.define_decay("beta", 0.9)
+
+    def step(self, x, mem):
+        mem = mem * self.beta + torch.where(torch.rand_like(x) < 0.3, x, x * 0.5)
+        return mem - torch.rand_like(mem), mem
+
+
+RANDOM = {
+    "LIT": lambda dim: tt.snn.LIT(5, dim=dim, quant_fn=tt.functional.stochastic_round_ste()),
+    "DSRLITS": lambda dim: tt.snn.DSRLITS(5, dim=dim, quant_fn=tt.functional.stochastic_round_ste(0.5)),
+    "two draws": lambda dim: Noisy(dim=dim),
+}
+
+
+@pytest.mark.parametrize("time_dim", [0, 1])
+@pytest.mark.parametrize("dim", [-1, 1])
+@pytest.mark.parametrize("name", RANDOM)
+def test_random_numbers_are_those_of_the_step_loop(name, dim, time_dim):
+    shape = [3, 5, 4] if dim == 1 else [3, 4, 5]
+    shape.insert(time_dim, 37)
+    xs, results = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 2, []
+    for backend in ("eager", "cpu", "cpu"):
+        torch.manual_seed(5)
+        layer, x = RANDOM[name](dim), xs.clone().requires_grad_()
+        with tt.backend(backend):
+            ys = layer.unroll(x, time_dim)
+        (gradient,) = torch.autograd.grad(ys.pow(2).sum(), x)
+        results.append((ys, gradient, torch.get_rng_state()))
+    (eager, slope, state), (first, ours, after), (again, _, _) = results
+    assert torch.equal(after, state)
+    assert torch.equal(first, again)
+    exact = name != "DSRLITS"  # its decays are sigmoids
+    assert torch.equal(first, eager) if exact else torch.allclose(first, eager, atol=1e-6)
+    assert float((ours - slope).abs().max()) <= 1e-5 * float(slope.abs().max())
+    torch.manual_seed(6)
+    with tt.backend("cpu"):
+        assert not torch.equal(RANDOM[name](dim).unroll(xs, time_dim), first)
+
+
+def test_building_a_kernel_draws_nothing():
+    layer = Noisy()
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    tt.fused.source(layer, "cpu", backward=True)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_random_numbers_of_half_precision_are_drawn_by_the_step_loop():
+    layer, xs = Noisy(), torch.randn(3, 2, 5).bfloat16()
+    layer.bfloat16()
+    with tt.backend("cpu"), pytest.raises(tt.fused.FuseError, match=r"random numbers of torch\.bfloat16"):
+        layer.unroll(xs)
+    assert layer.mem is None
+
+
+@pytest.mark.parametrize(
+    "draw", [torch.randn_like, lambda x: torch.rand(x.shape), lambda x: torch.rand_like(x, dtype=torch.float64).float()]
+)
+def test_other_random_numbers_are_drawn_by_the_step_loop(draw):
+    class Other(Noisy):
+        def step(self, x, mem):
+            return x + draw(x), mem
+
+    with tt.backend("cpu"), pytest.raises(GraphError, match=r"rand|constant"):
+        Other().unroll(torch.randn(3, 2, 5))

@@ -221,6 +221,18 @@ def test_a_fused_layer_of_a_framework_is_the_layer_bit_for_bit(name):
     assert float((ours - slope).abs().max()) <= 1e-5 * float(slope.abs().max())
 
 
+def test_random_numbers_are_those_of_the_step_loop():
+    xs, found = torch.randn(21, 3, 7) * 2, []
+    for backend in ("eager", "triton"):
+        torch.manual_seed(2)
+        layer, x = tt.snn.LIT(7, quant_fn=tt.functional.stochastic_round_ste()), xs.clone().requires_grad_()
+        with tt.backend(backend):
+            ys = layer.unroll(x)
+        found.append((ys, *torch.autograd.grad(ys.pow(2).sum(), x), torch.get_rng_state()))
+    for a, b in zip(*found, strict=True):
+        assert_bits(a, b)
+
+
 def test_several_inputs_and_outputs_and_gradients_of_recorded_states():
     """The two renderers alike, both against autograd through the loop."""
 

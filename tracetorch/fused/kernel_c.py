@@ -156,7 +156,7 @@ def _product(graph: Graph, signature: Signature, names: dict[str, str], fixed: d
     return [
         *body.lines,
         *(f"const float new_{target} = {value};" for target, value in results.items()),
-        *(f"d_in_{plain[name]}_block[e] = {body.output(f'd_{name}')};" for name in signature.inputs),
+        *(f"d_in_{plain[name]}_block[e] = {body.output(f'd_{name}')};" for name in signature.differentiable_inputs),
         *(f"{target}[e] = new_{target};" for target in results),
     ]
 
@@ -179,7 +179,8 @@ def _backward(traced: Traced, signature: Signature) -> list[str]:
     for p in learned:
         lines.append(f"    float a_{p}[BLOCK];")
         lines.append(f"    memset(a_{p}, 0, m * sizeof(float));")
-    lines += [f"    float d_{name}_block[BLOCK];" for name in inputs]
+    d_inputs = signature.named("d_in", signature.differentiable_inputs)
+    lines += [f"    float {name}_block[BLOCK];" for name in d_inputs]
     lines.append(f"    for (int64_t c = (T - 1) / {CHUNK}; T > 0 && c >= 0; c--) {{")
     names |= {name: f"in_{plain[name]}_row[e]" for name in signature.inputs}
     lines += _recompute(traced, signature, names, fixed)
@@ -191,7 +192,7 @@ def _backward(traced: Traced, signature: Signature) -> list[str]:
         lines.append(f"        if (d_record_{s}) for (int64_t e = 0; e < m; e++) {row};")
     asks = [(f"t >= {AHEAD}", f"{name}_row - {AHEAD} * by_t") for name in d_outputs]
     asks += [(f"t >= {CHUNK}", f"{name}_row - {CHUNK} * by_t") for name in inputs]
-    puts = [(f"d_{name}", f"d_{name} + place", f"d_{name}_block") for name in inputs]
+    puts = [(name, f"{name} + place", f"{name}_block") for name in d_inputs]
     lines += _strips("        ", asks, _product(traced.vjp, signature, names, vjp_fixed), puts)
     lines += ["      }", "    }"]
     lines += [f"    memcpy(d_first_{s} + at, l_{s}, m * sizeof(float));" for s in states]

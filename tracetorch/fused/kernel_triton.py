@@ -49,6 +49,7 @@ class _Source:
         self.traced, self.signature, self.dtype, self.device = traced, signature, dtype, device
         plain = signature.plain
         self.inputs = signature.named("in", signature.inputs)
+        self.d_inputs = signature.named("d_in", signature.differentiable_inputs)
         self.outputs = signature.named("out", signature.outputs)
         self.states = [plain[name] for name in signature.states]
         self.learned = [plain[name] for name in signature.learned]
@@ -73,7 +74,7 @@ class _Source:
         names |= {f"d_{name}'": f"l_{plain[name]}" for name in signature.states}
         names |= {f"d_{name}'": f"a_{plain[name]}" for name in signature.learned}
         body = Body(self.traced.vjp, names, self.device)
-        wanted = (*signature.inputs, *signature.states, *signature.learned)
+        wanted = (*signature.differentiable_inputs, *signature.states, *signature.learned)
         results = [body.output(f"d_{name}", self.dtype) for name in wanted]
         given = [*self.inputs, *self.values, *self.fixed, *(f"d_{name}" for name in self.outputs), *self.carried()]
         return function("vjp", body, given, results)
@@ -184,11 +185,11 @@ def _one_vjp(
     lines = []
     for s in source.states:
         lines += [f"if d_record_{s} is not None:", f"    l_{s} += {load(row(f'd_record_{s}', t))}"]
-    new = [f"d_now_{name}" for name in source.inputs]
+    new = [f"now_{name}" for name in source.d_inputs]
     given = ", ".join([*inputs, *states, *source.fixed, *d_outputs, *source.carried()])
     lines.append(f"{', '.join([*new, *source.carried()])} = vjp({given})")
-    for name, value in zip(source.inputs, new, strict=True):
-        lines += [f"if d_{name} is not None:", f"    {store(row(f'd_{name}', t), value)}"]
+    for name, value in zip(source.d_inputs, new, strict=True):
+        lines += [f"if {name} is not None:", f"    {store(row(name, t), value)}"]
     return lines
 
 

@@ -16,7 +16,7 @@ from tracetorch.fused.compiler import CompilerError
 from tracetorch.fused.executor import FuseWarning
 from tracetorch.fused.graph import GraphError
 from tracetorch.fused.reads import Reads, read
-from tracetorch.fused.scan import Kernel, build, prepared, scan
+from tracetorch.fused.scan import Kernel, build, drawn, prepared, scan
 
 if TYPE_CHECKING:
     from tracetorch.core.layer import Layer
@@ -225,6 +225,10 @@ def unroll(
         tensors = dict(zip(names, values, strict=True))
         kernel = _kernel(layer, tensors, inputs[0].dtype, backward, backend, xs.device.type)
         plan.kernels[backward, learned] = kernel
+    if kernel.signature.draws:
+        if plan.result in _HALVES:
+            raise FuseError(f"{type(layer).__name__}: it draws random numbers of {plan.result}, which no kernel does")
+        inputs = [*inputs, *drawn(kernel, inputs[0].contiguous(), time_dim)]
     aligned = [_aligned(value, layer, len(plan.element)) for value in values]
     outputs, last, recorded = scan(kernel, inputs, time_dim, states, aligned, record)
     if plan.result is not inputs[0].dtype:
@@ -289,7 +293,9 @@ def handle(layer: Layer, dtype: torch.dtype, backward: bool, device: str) -> str
                 name: torch.empty(0, requires_grad=backward and tensor.is_floating_point())
                 for name, tensor in _tensors(layer).items()
             }
-            return library.register(_kernel(layer, tensors, dtype, backward, backend, device))
+            kernel = _kernel(layer, tensors, dtype, backward, backend, device)
+            # A compiled program's random numbers are its compiler's business.
+            return "" if kernel.signature.draws else library.register(kernel)
     except (GraphError, CompilerError):
         if chosen != "auto":
             raise

@@ -19,7 +19,7 @@ from tracetorch.fused import compiler, kernel_c, memory
 from tracetorch.fused.emit_c import BLOCK
 from tracetorch.fused.graph import GraphError
 from tracetorch.fused.signature import Signature
-from tracetorch.fused.trace import StepFunction, Traced, trace
+from tracetorch.fused.trace import StepFunction, Traced, count_draws, trace
 
 _PROCESS = os.getpid()
 _EXAMPLES = ((8,), (2, 5))  # shapes on which a step is traced
@@ -116,14 +116,20 @@ def build(
     if len(set(every)) != len(every):
         twice = sorted({name for name in every if every.count(name) > 1})
         raise GraphError(f"the step has two tensors of one name, {', '.join(twice)}; rename one")
-    one, other = ({name: torch.full(shape, 0.5, dtype=dtype) for name in names} for shape in _EXAMPLES)
-    signature = Signature(tuple(states), tuple(parameters), tuple(learned), tuple(inputs), tuple(outputs))
     wanted = (*inputs, *states, *learned) if backward else ()
-    traced = trace(step, one, states, wanted, carried=learned, outputs=outputs)
+    found = []
+    with torch.random.fork_rng([]):
+        for shape in _EXAMPLES:
+            given = {name: torch.full(shape, 0.5, dtype=dtype) for name in names}
+            draws = tuple(f"draw {k}" for k in range(count_draws(step, given)))
+            given |= {name: torch.full(shape, 0.5, dtype=dtype) for name in draws}
+            found.append(trace(step, given, states, wanted, carried=learned, outputs=outputs, draws=draws))
     # A size read in Python (x.shape, x.numel()) would become a number in the kernel, right for the example alone.
-    if trace(step, other, states, wanted, carried=learned, outputs=outputs) != traced:
+    if found[0] != found[1]:
         raise GraphError("the step's arithmetic depends on the shape of its input, so it is no function of one element")
-    return compiled(traced, signature, dtype, backend, device)
+    sequences = (*inputs, *draws)
+    signature = Signature(tuple(states), tuple(parameters), tuple(learned), sequences, tuple(outputs), draws)
+    return compiled(found[0], signature, dtype, backend, device)
 
 
 def compiled(
@@ -214,7 +220,7 @@ def backward(
     """One call of the backward kernel.
 
     Args:
-        wanted: for each input, whether its gradient is wanted.
+        wanted: for each input that has one, whether its gradient is wanted.
         grads: of the outputs, of each state after the last step and, if there are more, of the recorded states; None
             is zero.
         given, saved: as `forward` took and gave them.
@@ -227,7 +233,7 @@ def backward(
     inputs, states, parameters = _split(signature, given)
     shape = geometry(inputs[0].shape, time_dim)
     d_outputs, d_last, d_recorded = _cut(grads, len(signature.outputs), len(states))
-    d_inputs = [memory.empty_like(xs) if want else None for xs, want in zip(inputs, wanted, strict=True)]
+    d_inputs = [memory.empty_like(inputs[0]) if want else None for want in wanted]
     d_first = [memory.empty_like(state) for state in states]
     pointers: list[Tensor | None] = [*inputs, *(_dense(d, inputs[0]) for d in d_outputs), *d_inputs]
     for k, state in enumerate(states):
@@ -241,7 +247,7 @@ def backward(
         sums[name].sum_to_size(parameter.shape) if name in sums else None
         for name, parameter in zip(signature.parameters, parameters, strict=True)
     ]
-    return [*d_inputs, *d_first, *d_parameters]
+    return [*d_inputs, *[None] * len(signature.draws), *d_first, *d_parameters]
 
 
 def _split(
@@ -274,7 +280,7 @@ class _Scan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[3 : 3 + len(ctx.kernel.signature.inputs)]
+        wanted = ctx.needs_input_grad[3 : 3 + len(ctx.kernel.signature.differentiable_inputs)]
         found = backward(ctx.kernel, ctx.time_dim, wanted, grads, tensors[: ctx.count], tensors[ctx.count :])
         return (None, None, None, *found)
 
@@ -295,6 +301,18 @@ def prepared(
     shape = inputs[0].shape
     element = torch.Size((*shape[:time_dim], *shape[time_dim + 1 :]))
     return [*given, *(expanded(parameter, element, time_dim) for parameter in parameters)]
+
+
+def drawn(kernel: Kernel, xs: Tensor, time_dim: int) -> list[Tensor]:
+    """The random numbers that a kernel takes, in the order in which the step loop would draw them."""
+    count = len(kernel.signature.draws)
+    if not count:
+        return []
+    found = [memory.empty_like(xs) for _ in range(count)]
+    for rows in zip(*(series.unbind(time_dim) for series in found), strict=True):
+        for row in rows:
+            row.copy_(torch.rand_like(row, memory_format=torch.contiguous_format))
+    return found
 
 
 def scan(

@@ -36,6 +36,7 @@ class Signature:
         learned: the parameters that get a gradient.
         inputs: the sequences that it takes.
         outputs: what it returns before the states.
+        draws: the last of `inputs`, which stand for random numbers in [0, 1) that it draws; without gradients.
     """
 
     states: tuple[str, ...] = ()
@@ -43,6 +44,7 @@ class Signature:
     learned: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ("x",)
     outputs: tuple[str, ...] = ("output",)
+    draws: tuple[str, ...] = ()
 
     @cached_property
     def plain(self) -> dict[str, str]:
@@ -52,6 +54,11 @@ class Signature:
     def named(self, kind: str, names: Sequence[str]) -> list[str]:
         """The arguments of one kind."""
         return [f"{kind}_{self.plain[name]}" for name in names]
+
+    @property
+    def differentiable_inputs(self) -> tuple[str, ...]:
+        """Those that the backward kernel gives a gradient of."""
+        return self.inputs[: len(self.inputs) - len(self.draws)]
 
     @cached_property
     def forward_pointers(self) -> tuple[str, ...]:
@@ -65,7 +72,7 @@ class Signature:
     def backward_pointers(self) -> tuple[str, ...]:
         """Of the backward kernel; `d_in_*` and `d_record_*`, the gradients of recorded states, may be null."""
         pointers = [*self.named("in", self.inputs), *self.named("d_out", self.outputs)]
-        pointers += self.named("d_in", self.inputs)
+        pointers += self.named("d_in", self.differentiable_inputs)
         for state in self.states:
             pointers += [f"{kind}_{self.plain[state]}" for kind in ("saved", "d_last", "d_record", "d_first")]
         return (*pointers, *self.named("given", self.parameters), *self.named("d_given", self.learned))

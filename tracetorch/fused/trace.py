@@ -102,6 +102,8 @@ _FILL = {
 }
 # In-place operations whose functional form has another overload's name.
 _FUNCTIONAL = {aten.pow_.Scalar: aten.pow.Tensor_Scalar}
+# The one operation that draws random numbers and is traced: in [0, 1), as many as the input has elements.
+DRAW = aten.rand_like.default
 # A tensor's value asked for by Python: an `if`, an `int()`, an `item()`.
 _VALUE = {aten._local_scalar_dense.default, aten.item.default, aten.is_nonzero.default, aten.equal.default}
 _BITWISE = {aten.bitwise_and.Tensor, aten.bitwise_or.Tensor, aten.bitwise_not.default}
@@ -116,8 +118,11 @@ class _Tracer(TorchDispatchMode):
         # start. Older versions do not ask. Goes when torch wraps lazily.
         return False
 
-    def __init__(self, inputs: Mapping[str, Tensor], constants: Sequence[Tensor] = ()) -> None:
+    def __init__(
+        self, inputs: Mapping[str, Tensor], constants: Sequence[Tensor] = (), draws: Sequence[str] = ()
+    ) -> None:
         super().__init__()
+        self.draws = iter(draws)
         self.inputs = tuple((name, tensor.dtype) for name, tensor in inputs.items())
         self.nodes: list[Node] = []
         self.refs: dict[int, Ref] = {id(tensor): Ref(k) for k, tensor in enumerate(inputs.values())}
@@ -143,9 +148,17 @@ class _Tracer(TorchDispatchMode):
         if func._schema.is_mutable:
             return self._in_place(func, args, kwargs, name)
         result = func(*args, **kwargs)
-        ref = self._record(func, args, kwargs, result)
+        ref = self._drawn(args, result) if func is DRAW else self._record(func, args, kwargs, result)
         self._track(result, ref)
         return result
+
+    def _drawn(self, args: Any, result: Tensor) -> Ref:
+        """Random numbers in [0, 1): the next of the inputs that stand for them."""
+        names = [name for name, _ in self.inputs]
+        name = next(self.draws, None)
+        if name is None or result.numel() != self.numel or result.dtype is not self.inputs[names.index(name)][1]:
+            raise GraphError(f"{DRAW}: random numbers of {result.dtype}, {_describe(result)}, have no place here")
+        return Ref(names.index(name))
 
     def _track(self, tensor: Tensor, ref: Ref) -> None:
         self.refs[id(tensor)] = ref
@@ -320,6 +333,7 @@ def trace(
     carried: Sequence[str] = (),
     constants: Sequence[Tensor] = (),
     outputs: Sequence[str] = ("output",),
+    draws: Sequence[str] = (),
 ) -> Traced:
     """Trace a step.
 
@@ -332,6 +346,7 @@ def trace(
             and adds to it as autograd does over a loop, one term after the other.
         constants: tensors that the step reads besides the inputs, and whose values may stand in the graph.
         outputs: names for what the step returns before the states.
+        draws: names of the inputs that stand for the random numbers that the step draws, in the order of drawing.
 
     Raises:
         GraphError: the step is not pointwise, reads what was not declared, or branches on a tensor's value.
@@ -341,7 +356,7 @@ def trace(
         raise GraphError(f"inputs of different shapes: {sorted(shapes)}; expand them")
     leaves = {name: t.detach().clone().requires_grad_(name in wanted) for name, t in inputs.items()}
     names = [*outputs, *(f"{name}'" for name in states)]
-    forward = _trace_forward(step, leaves, names, constants)
+    forward = _trace_forward(step, leaves, names, constants, draws)
     if not wanted:
         return Traced(forward, None)
 
@@ -349,7 +364,28 @@ def trace(
         return [*step(given), *(given[name] for name in carried)]
 
     carried_names = [*names, *(f"{name}'" for name in carried)]
-    return Traced(forward, _trace_vjp(with_parameters, leaves, carried_names, wanted, constants))
+    return Traced(forward, _trace_vjp(with_parameters, leaves, carried_names, wanted, constants, draws))
+
+
+class _Counter(TorchDispatchMode):
+    """Counts the draws of random numbers."""
+
+    count = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as in _Tracer
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is DRAW
+        return func(*args, **(kwargs or {}))
+
+
+def count_draws(step: StepFunction, inputs: Mapping[str, Tensor]) -> int:
+    """How many times a step draws random numbers; torch's generator is advanced."""
+    with torch.no_grad(), _Counter() as counter:
+        step(inputs)
+    return counter.count
 
 
 def _results(step: StepFunction, leaves: Mapping[str, Tensor], names: Sequence[str]) -> Sequence[Tensor]:
@@ -360,9 +396,13 @@ def _results(step: StepFunction, leaves: Mapping[str, Tensor], names: Sequence[s
 
 
 def _trace_forward(
-    step: StepFunction, leaves: Mapping[str, Tensor], names: Sequence[str], constants: Sequence[Tensor]
+    step: StepFunction,
+    leaves: Mapping[str, Tensor],
+    names: Sequence[str],
+    constants: Sequence[Tensor],
+    draws: Sequence[str],
 ) -> Graph:
-    with _Tracer(leaves, constants) as tracer, torch.no_grad():
+    with _Tracer(leaves, constants, draws) as tracer, torch.no_grad():
         results = _results(step, leaves, names)
     outputs = tuple((name, tracer.ref(result, name)) for name, result in zip(names, results, strict=True))
     graph = prune(Graph(tracer.inputs, tuple(tracer.nodes), outputs))
@@ -388,13 +428,14 @@ def _trace_vjp(
     names: Sequence[str],
     wanted: Sequence[str],
     constants: Sequence[Tensor],
+    draws: Sequence[str],
 ) -> Graph:
     with torch.no_grad():
         examples = _results(step, leaves, names)
     cotangents = {f"d_{name}": torch.ones_like(example) for name, example in zip(names, examples, strict=True)}
     # Tracing may happen inside a user's saved-tensor hooks (checkpointing counts what is saved): it saves past them.
     as_is = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
-    with _Tracer({**leaves, **cotangents}, constants) as tracer, torch.enable_grad(), as_is:
+    with _Tracer({**leaves, **cotangents}, constants, draws) as tracer, torch.enable_grad(), as_is:
         results = _results(step, leaves, names)
         attached = [(r, g) for r, g in zip(results, cotangents.values(), strict=True) if r.requires_grad]
         gradients: Sequence[Tensor | None] = [None] * len(wanted)

@@ -30,11 +30,12 @@ $(READY): pyproject.toml constraints.txt
 demo: env  ## train a network, port it, and compare; writes build/demo
 	$(BIN)/tracetorch demo --out build/demo
 
+# A worker for each core; the tests of a file stay together, for what they share.
 test: lint  ## what .ci/run runs: lint, types, tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 sweep: env  ## the long sweeps over random networks
-	$(BIN)/python -m pytest -m sweep
+	$(BIN)/python -m pytest -m sweep -n auto
 
 bench: env  ## measurements of the engine beside its peers and its limits; writes build/bench.json
 	$(BIN)/python -m benchmarks

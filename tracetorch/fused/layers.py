@@ -94,7 +94,7 @@ def _kernel(
 
 def _exporting(layer: Layer) -> bool:
     """Whether `torch.export` looks at the layer: its tensors stand for others then, and it changes no more."""
-    return torch.compiler.is_exporting() and any(type(t) not in (Tensor, nn.Parameter) for t in layer.parameters())
+    return torch.compiler.is_compiling() and any(type(t) not in (Tensor, nn.Parameter) for t in layer.parameters())
 
 
 def _aligned(tensor: Tensor, layer: Layer, ndim: int) -> Tensor:

@@ -312,7 +312,7 @@ class Layer(nn.Module):
     def _follow_states(self) -> None:
         """Before a call: a state whose graph is freed says so when backward reaches it a second time."""
         trail = self.trail
-        if torch.compiler.is_compiling() or not (trail.passed or trail.fused):
+        if not (trail.passed or trail.fused) or torch.compiler.is_compiling():
             return
         if torch.is_grad_enabled() and not trail.blind:
             for name in self.state_names:
@@ -327,8 +327,7 @@ class Layer(nn.Module):
         """Forget the states; the next step starts from the initial ones, whatever its batch size."""
         if not torch.compiler.is_compiling():
             self.trail.renew()
-        for name in self.state_names:
-            setattr(self, name, None)
+        self._buffers.update(dict.fromkeys(self.state_names))
 
     def zero_states(self) -> None:
         """Set the states to zero, keeping their shapes."""
@@ -341,10 +340,11 @@ class Layer(nn.Module):
         """Cut the states from the graph that computed them."""
         if not torch.compiler.is_compiling():
             self.trail.renew()
+        states = self._buffers
         for name in self.state_names:
-            state = getattr(self, name)
+            state = states[name]
             if state is not None:
-                setattr(self, name, state.detach())
+                states[name] = state.detach()
 
     def save_states(self) -> dict[str, Tensor | None]:
         """`{state: tensor, or None before the first step}`: the tensors themselves, not copies."""

@@ -68,11 +68,6 @@ class Reads:
         return self.seen.unchanged()
 
 
-def _same(mapping: Mapping[Any, Any], keys: list[Any], values: list[Any]) -> bool:
-    """Whether a dictionary has these keys with these very objects."""
-    return len(mapping) == len(keys) and list(mapping) == keys and all(map(is_, mapping.values(), values))
-
-
 @dataclass
 class _Seen:
     """Everything mutable that a walk went through, and what was in it, by identity."""
@@ -93,15 +88,19 @@ class _Seen:
         if self.doubtful:
             return False
         for mapping, skip, keys, values in self.dicts:
-            if _same(mapping, keys, values):
-                continue
-            if skip.isdisjoint(keys):
-                return False
-            # What a call changes is among them: only the rest has to be the same.
-            before = {k: v for k, v in zip(keys, values, strict=True) if k not in skip}
-            now = {k: v for k, v in mapping.items() if k not in skip}
-            if not _same(now, list(before), list(before.values())):
-                return False
+            now = list(mapping)
+            if now != keys:
+                # What a call changes may come and go; the rest has to be the same.
+                if skip.isdisjoint(now) and skip.isdisjoint(keys):
+                    return False
+                now, before = ([key for key in each if key not in skip] for each in (now, keys))
+                kept = [value for key, value in zip(keys, values, strict=True) if key not in skip]
+                if now != before or not all(map(is_, map(mapping.__getitem__, now), kept)):
+                    return False
+            elif not all(map(is_, mapping.values(), values)):
+                for key, value in zip(keys, values, strict=True):
+                    if mapping[key] is not value and key not in skip:
+                        return False
         return (
             all(len(a) == len(b) and all(map(is_, a, b)) for a, b in self.lists)
             and all(_content(cell) is content for cell, content in self.cells)

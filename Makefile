@@ -24,7 +24,7 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt setuptools setuptools_scm wheel
 	$(BIN)/python -m pip install -q -c constraints.txt torch==$$(sed -n 's/^torch==//p' constraints.txt) numpy
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[sinabs,snntorch,norse,spikingjelly,demo,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[sinabs,snntorch,norse,spikingjelly,brainpy,demo,dev]'
 	@touch $@
 
 demo: env  ## train a network, port it, and compare; writes build/demo

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +14,7 @@ from tracetorch.core.raw import from_raw
 from tracetorch.core.spec import NeuronSpec, Parameter, SpecError
 
 FORWARD = ("exact", "rounding", "approximate")
-GRADIENT = ("exact", "rounding", "reparametrised", "differs", "none")
+GRADIENT = ("exact", "rounding", "reparametrised", "opaque", "differs", "none")
 
 
 class ConversionError(ValueError):
@@ -33,12 +34,12 @@ class ConversionError(ValueError):
 
 def parameters(adapter: Adapter, layer: nn.Module) -> dict[str, Tensor]:
     """The layer's own raw tensors by the parameter names of its spec."""
-    return {name: getattr(layer, attribute) for name, attribute in adapter.attributes(layer).items()}
+    return {name: attrgetter(attribute)(layer) for name, attribute in adapter.attributes(layer).items()}
 
 
 def readable(layer: nn.Module, attribute: str, raw: str = "value") -> Parameter:
-    """A tensor of a layer as a parameter of a spec. An integer (threshold=1) is read as a float."""
-    tensor: Tensor = getattr(layer, attribute)
+    """A tensor of a layer, by its path in it, as a parameter of a spec. An integer (threshold=1) is read as a float."""
+    tensor: Tensor = attrgetter(attribute)(layer)
     learnable = tensor.requires_grad
     if not tensor.is_floating_point():
         tensor = tensor.to(torch.get_default_dtype())
@@ -48,10 +49,15 @@ def readable(layer: nn.Module, attribute: str, raw: str = "value") -> Parameter:
         raise SpecError(f"{attribute}={tensor.dtype}: {error}") from error
 
 
+def original(layer: nn.Module) -> type[Any]:
+    """The framework's class of a layer: its own, or what a fused twin was made of (`tt.fuse`)."""
+    return getattr(type(layer), "twin_of", type(layer))
+
+
 def value_of(spec: NeuronSpec, name: str) -> Tensor:
     """A fresh tensor with the value of a parameter in the equations."""
     parameter = spec.parameters[name]
-    return from_raw(parameter.raw, torch.from_numpy(parameter.value.copy()))
+    return from_raw(parameter.raw, torch.from_numpy(parameter.value.copy()), spec.dt)
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,8 @@ class Note:
         field: field of the spec, or a parameter.
         text: how it was met, or what is lost.
         approximate: the choice differs: the forward verdict can be no better than `approximate`.
-        gradient: "reparametrised" or "differs" if the gradient verdict can be no better, else "".
+        gradient: "reparametrised", "differs" or "opaque" (a surrogate of the user's own, carried as it is) if the
+            gradient verdict can be no better, else "".
     """
 
     field: str
@@ -95,6 +102,45 @@ class Building:
     def impossible(self, field: str, value: object, why: str, remedy: str) -> ConversionError:
         """An error to raise where not even a nearest layer exists."""
         return ConversionError(self.layer, field, value, why, remedy)
+
+
+# (field, choice) of a spec -> what the report says of a source that has it.
+_QUIRKS: Mapping[tuple[str, str], str] = {
+    ("form", "snntorch.Lapicque"): "snnTorch's Lapicque decays by 1 - dt/(R C), which is 1 + ln(beta) where beta was "
+    "given, and scales its input by dt/C: carried as it is",
+    ("form", "snntorch.StateLeaky"): "snnTorch's StateLeaky decays by exp(-(1 - beta)), not by beta, and scales its "
+    "spikes by graded_spikes_factor twice: carried as it is",
+    ("reset_timing", "next_step_discards_input"): "the step after a spike yields the reset value whatever its input is "
+    "(snnTorch, reset_mechanism='zero' with reset_delay=True): carried as it is",
+    ("input_gain", "one_minus_decay_kept"): "sinabs's ALIF keeps the scaled current in its synapse, and forgets it "
+    "between two calls: the former is carried, the latter is not",
+}
+
+
+def note_quirks(spec: NeuronSpec, building: Building) -> None:
+    """Name what a source does otherwise than its documentation says, and is carried all the same."""
+    for (name, choice), text in _QUIRKS.items():
+        if getattr(spec, name) == choice and not (name == "reset_timing" and spec.reset == "none"):
+            building.note(name, text)
+
+
+def refuse_rare(spec: NeuronSpec, building: Building, framework: str) -> None:
+    """Refuse choices that none of a framework's neurons has: smooth spikes, refractory times, adaptation, a start."""
+    remedy = "to='tracetorch'"
+    if spec.spike_count == "smooth":
+        raise building.impossible("spike_count", "smooth", f"{framework} emits whole spikes", remedy)
+    if spec.refractory != "none":
+        raise building.impossible("refractory", spec.refractory, f"{framework} has no refractory time", remedy)
+    if spec.adaptive:
+        scale = str(spec.parameters["adapt_scale"])
+        raise building.impossible("adapt_scale", scale, f"{framework} has no threshold that adapts", remedy)
+    start = {"leak": "leak", "reset_value": "reset_value"}.get(spec.initial_state)
+    if start is not None and start in spec.parameters and spec.parameters[start].value.any():
+        raise building.impossible("initial_state", spec.initial_state, f"{framework} starts at 0", remedy)
+    for name, neutral in (("resistance", 1.0), ("surrogate_scale", 1.0), ("initial_v", 0.0)):
+        parameter = spec.parameters.get(name)
+        if parameter is not None and (parameter.learnable or (parameter.value != neutral).any()):
+            raise building.impossible(name, str(parameter), f"{framework} has none", remedy)
 
 
 class Adapter(Protocol):
@@ -135,6 +181,6 @@ def describe(module: Any) -> str:
     """Class name with its framework, for reports: `snntorch.Leaky`; a subclass of ours: `sinabs.LIF (ours)`."""
     cls = type(module)
     path = cls.__module__.split(".")
-    if path[:2] == ["tracetorch", "adapters"]:
-        return f"{path[2]}.{cls.__name__} (ours)"
+    if path[:2] == ["tracetorch", "adapters"]:  # of the framework's file, or a further one of it
+        return f"{path[2].partition('_')[0]}.{cls.__name__} (ours)"
     return f"{path[0]}.{cls.__name__}"

@@ -15,8 +15,14 @@ _TABLE = {
     "tracetorch": ("tracetorch.adapters.native", "tracetorch"),
     "snntorch": ("tracetorch.adapters.snntorch", "snntorch"),
     "sinabs": ("tracetorch.adapters.sinabs", "sinabs"),
+    "spikingjelly": ("tracetorch.adapters.spikingjelly", "spikingjelly"),
+    "norse": ("tracetorch.adapters.norse", "norse"),
+    "brainpy": ("tracetorch.adapters.brainpy", "brainpy"),
 }
-_PLANNED = ("spikingjelly", "norse", "brainpy", "nir")
+_PLANNED = ("nir",)
+
+# Of which layers are converted, and no whole networks.
+ALONE = ("spikingjelly", "norse")
 
 FRAMEWORKS = tuple(_TABLE)
 
@@ -45,6 +51,7 @@ def adapter(name: str) -> Adapter:
 def framework_of(module: nn.Module) -> str | None:
     """The framework of a neuron layer, or None if it is no neuron layer of any framework known here."""
     packages = {cls.__module__.split(".")[0] for cls in type(module).__mro__}
+    packages |= set(getattr(module, "stands_for", ()))  # a JaxStage around a neuron of brainpy
     for name, (_, package) in reversed(list(_TABLE.items())):
         if package in packages and adapter(name).is_neuron(module):
             return name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,6 +29,7 @@ class LayerRow:
         gradient_error: largest max|difference| / max|gradient| over the layer's tensors, against the oracle.
         unexpected: whether the gradient was measured to differ though nothing in the conversion says that it should.
         max_output_difference: for a stateless module, against the source's on the target's own input.
+        first_difference: for spikes, the first time step at which the two, each running freely, differ; or None.
     """
 
     name: str
@@ -48,6 +50,19 @@ class LayerRow:
     gradient_error: float = 0.0
     max_output_difference: float = 0.0
     unexpected: bool = False
+    first_difference: int | None = None
+
+
+_HEADER = ("layer", "source", "target", "forward", "gradient", "carried", "reason")
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<style>body{{font-family:sans-serif}}td,th{{border:1px solid #999;padding:.3em;text-align:left;vertical-align:top}}
+table{{border-collapse:collapse}}</style></head>
+<body><h1>{title}</h1>{notes}
+<table><tr>{header}</tr>
+{body}
+</table></body></html>
+"""
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -61,11 +76,12 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 @dataclass(frozen=True)
 class Report:
-    """A row for each layer, in order. Prints as a table; `to_dict` is JSON-ready."""
+    """A row for each layer, in order, and what is to be known beyond them. Prints as a table."""
 
     source: str
     target: str
     rows: tuple[LayerRow, ...]
+    remarks: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[LayerRow]:
         return iter(self.rows)
@@ -78,12 +94,28 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {"source": self.source, "target": self.target, "layers": [asdict(row) for row in self.rows]}
+        rows = [asdict(row) for row in self.rows]
+        return {"source": self.source, "target": self.target, "layers": rows, "remarks": list(self.remarks)}
+
+    def to_html(self) -> str:
+        """One HTML page, with nothing in it from elsewhere; every text of the network is escaped."""
+        header = "".join(f"<th>{name}</th>" for name in _HEADER)
+        body = "\n".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>" for cells in self._cells()
+        )
+        title = html.escape(f"{self.source} -> {self.target}")
+        notes = "".join(f"<p>{html.escape(line)}</p>" for line in (*self._summary(), *self.remarks))
+        return _PAGE.format(title=title, header=header, body=body, notes=notes)
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        return [(r.name, r.source, r.target, r.forward, r.gradient, ", ".join(r.carried), r.reason) for r in self.rows]
+
+    def _summary(self) -> tuple[str, ...]:
+        return ()
 
     def __str__(self) -> str:
-        header = ("layer", "source", "target", "forward", "gradient", "carried", "reason")
-        cells = [(r.name, r.source, r.target, r.forward, r.gradient, ", ".join(r.carried), r.reason) for r in self.rows]
-        return f"{self.source} -> {self.target}\n{_table(header, cells)}"
+        lines = [f"{self.source} -> {self.target}", _table(_HEADER, self._cells())]
+        return "\n".join([*lines, *self._summary(), *self.remarks])
 
 
 @dataclass(frozen=True)
@@ -131,20 +163,29 @@ class Agreement(Report):
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        names = ["steps", "ok", "spike_slots", "spike_mismatches", "unexplained_mismatches"]
+        names = ["steps", "ok", "parting", "spike_slots", "spike_mismatches", "unexplained_mismatches"]
         names += ["max_state_difference", "gradient_error", "changed_parameters"]
         return {**super().to_dict(), **{name: getattr(self, name) for name in names}}
 
-    def __str__(self) -> str:
-        changed = ""
+    def _summary(self) -> tuple[str, ...]:
+        lines = [
+            f"{'agree' if self.ok else 'DO NOT AGREE'}: {self.spike_mismatches} of {self.spike_slots} spikes differ "
+            f"over {self.steps} steps, {self.unexplained_mismatches} unexplained; largest state difference "
+            f"{self.max_state_difference:.2g}; gradient error {self.gradient_error:.2g}"
+        ]
+        if self.parting is not None:
+            lines.append(f"they part in {self.parting[0]!r} at step {self.parting[1]}")
         if self.changed_parameters:
-            changed = (
-                f"\nparameters changed since the conversion: {', '.join(self.changed_parameters)}; "
+            lines.append(
+                f"parameters changed since the conversion: {', '.join(self.changed_parameters)}; "
                 "verify(x, carry_back=True) asks whether the conversion still holds with them"
             )
-        return (
-            f"{super().__str__()}\n{'agree' if self.ok else 'DO NOT AGREE'}: {self.spike_mismatches} of "
-            f"{self.spike_slots} spikes differ over {self.steps} steps, {self.unexplained_mismatches} unexplained; "
-            f"largest state difference {self.max_state_difference:.2g}; gradient error {self.gradient_error:.2g}"
-            f"{changed}"
-        )
+        return tuple(lines)
+
+    @property
+    def parting(self) -> tuple[str, int] | None:
+        """The first time step, and there the first layer, whose outputs differ between the two running freely."""
+        found = [
+            (row.first_difference, k, row.name) for k, row in enumerate(self.rows) if row.first_difference is not None
+        ]
+        return (min(found)[2], min(found)[0]) if found else None

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME ...] [--out FILE]`: kernels, layers, peers, unroll, overhead, gpu; without names, all."""
+"""`python -m benchmarks [NAME ...] [--out FILE]`: the names are the keys of `NAMED`; without any, all."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import gpu, kernels, layers, overhead, peers, unroll
+from benchmarks import gpu, kernels, layers, online, overhead, peers, ported, seam, unroll
 
 NAMED = {
     "kernels": kernels.main,
     "layers": layers.main,
     "peers": peers.main,
     "unroll": unroll.main,
+    "ported": ported.main,
     "overhead": overhead.main,
+    "seam": seam.main,
+    "online": online.main,
     "gpu": gpu.main,
 }
 

@@ -34,8 +34,27 @@ def build(folder: str) -> float:
     return float(done.stdout)
 
 
+_IMPORT = """
+import time, torch
+start = time.perf_counter()
+import tracetorch
+print(time.perf_counter() - start)
+"""
+
+
+def imported(folder: str) -> float:
+    """Seconds that `import tracetorch` takes beside torch's own, its byte code compiled before."""
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": folder, "PYTHONDONTWRITEBYTECODE": ""}
+    command = [sys.executable, "-c", _IMPORT]
+    times = []
+    for _ in range(4):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        times.append(float(done.stdout))
+    return sorted(times[1:])[1]
+
+
 def main() -> dict[str, Any]:
-    """Microseconds a call on tiny tensors, milliseconds a build."""
+    """Microseconds a call on tiny tensors, milliseconds a build and an import."""
     torch.set_num_threads(1)
     found = {}
     layers = {"LIF (one fixed decay)": LIF(4), "LIB (three learned parameters)": tt.snn.LIB(4)}
@@ -57,5 +76,6 @@ def main() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         found["build, cold, ms"] = 1e3 * build(folder)
         found["build, cached, ms"] = 1e3 * sorted(build(folder) for _ in range(3))[1]
+        found["import beside torch, ms"] = 1e3 * imported(folder)
     print(table("Overhead", ("what", "value"), list(found.items())))
     return found

@@ -14,6 +14,7 @@ import tracetorch
 COMMANDS = {
     "doctor": ("tracetorch.cli.doctor", "what is installed, what works here, and known hazards"),
     "conformance": ("tracetorch.cli.conformance", "grade simulators of spiking neurons against the float64 reference"),
+    "convert": ("tracetorch.cli.convert", "port a network of yours to another framework, with a report"),
     "demo": ("tracetorch.cli.demo", "train an snnTorch network, port it, and show what stayed the same"),
 }
 

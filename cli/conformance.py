@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from tracetorch.conformance.bisection import bisect
 from tracetorch.fused.executor import BackendError
 
 # Graded where nothing is asked for: those of them that run here.
-_DEFAULT = ("tracetorch", "tracetorch-cpu", "tracetorch-triton", "sinabs", "snntorch")
+_OURS = ("tracetorch", "tracetorch-cpu", "tracetorch-triton")
+_DEFAULT = (*_OURS, "sinabs", "snntorch", "spikingjelly", "norse", "brainpy")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,10 +60,10 @@ def _subjects(args: argparse.Namespace, names: Sequence[str], stack: ExitStack) 
     return found
 
 
-def _available() -> list[str]:
-    """The default subjects that run here; says which do not, and why."""
+def _available(names: Iterable[str]) -> list[str]:
+    """Those of the subjects that run here; says which do not, and why."""
     found = []
-    for name in _DEFAULT:
+    for name in names:
         try:
             conformance.subject(name)
         except (ImportError, BackendError) as error:
@@ -86,7 +87,7 @@ def _bisect(args: argparse.Namespace, stack: ExitStack) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    carried = conformance.conversions(args.subjects or tuple(conformance.FRAMEWORKS), args.cases, _progress)
+    carried = conformance.conversions(args.subjects or _available(conformance.FRAMEWORKS), args.cases, _progress)
     _progress("")
     print(carried.matrix())
     for row in carried.rows:
@@ -97,7 +98,7 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _grade(args: argparse.Namespace, stack: ExitStack) -> int:
-    names: Sequence[str] = args.subjects or ([] if args.subject_cmd else _available())
+    names: Sequence[str] = args.subjects or ([] if args.subject_cmd else _available(_DEFAULT))
     results = conformance.run(_subjects(args, names, stack), args.cases, _progress)
     _progress("")
     print(results.matrix())

@@ -40,6 +40,7 @@ TESTED = {
     "brainpy": ("2.8.2", "brainpy"),
     "brainpy_state": ("0.1.0", "brainpy"),
     "brainstate": ("0.5.4", "brainpy"),
+    "braintools": ("0.3.0", "brainpy"),
     "jax": ("0.10.2", "brainpy"),
     "saiunit": ("0.5.2", "brainpy"),
     "nir": ("1.0.4", "nir"),
@@ -48,8 +49,8 @@ TESTED = {
     "scikit-learn": ("1.9.1", "demo"),
     "matplotlib": ("3.11.2", "demo, report"),
     "rich": ("15.0.0", "demo, report"),
+    "safetensors": ("0.8.0", "convert"),
 }
-UNTESTED = {"safetensors": "exchange of weights"}  # reported, not used by this version
 OLDEST_TORCH = (2, 6)
 NIR_OF_SINABS = (1, 0, 4)  # sinabs 3.1.3 asks for nir up to this one
 CPU = "one compiled C kernel a sequence, in the unroll of native layers inside tt.backend('cpu')"
@@ -105,17 +106,13 @@ def release(version: str) -> tuple[int, ...]:
 def packages() -> list[Report]:
     """One row a distribution: name, purpose, installed and tested version, and `status`.
 
-    The status is "tested", "untested version", "not installed", or "no tested version".
+    The status is "tested", "untested version" or "not installed".
     """
     rows = []
-    tested_for: list[tuple[str, str | None, str]] = [(name, *row) for name, row in TESTED.items()]
-    tested_for += [(name, None, purpose) for name, purpose in UNTESTED.items()]
-    for name, tested, purpose in tested_for:
+    for name, (tested, purpose) in TESTED.items():
         installed = installed_version(name)
         if installed is None:
             status = "not installed"
-        elif tested is None:
-            status = "no tested version"
         else:
             status = "tested" if public(installed) == tested else "untested version"
         rows.append({"name": name, "purpose": purpose, "installed": installed, "tested": tested, "status": status})

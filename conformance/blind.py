@@ -7,13 +7,16 @@ rounding, and every spike can be judged. What rounding adds up to by step t is a
     E_w[t] = |a| E_v[t-1] + |b| E_i[t] + bound of w
     E_v[t] = |a| E_v[t-1] + |b| E_i[t] + bound of v     (the latter alone, where the reset sets the membrane)
 
-with the oracle's bounds of one step. A clamp brings two membranes no further apart. A reset in the residual depends on
-a membrane that the subject does not show: where that is within E_v of the threshold, its neuron is judged no further.
+with the oracle's bounds of one step; a threshold that adapts is off by A times what its n is off, and the errors of a
+difference of exponentials are `oracle.alpha.Run.drift`. A clamp brings two membranes no further apart. A reset in the
+residual depends on a membrane that the subject does not show: where that is within E_v of the threshold, its neuron is
+judged no further.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,8 @@ from numpy.typing import NDArray
 
 from tracetorch import oracle
 from tracetorch.core.spec import NeuronSpec
+from tracetorch.oracle import alpha
+from tracetorch.oracle.raw import RAW
 
 Array = NDArray[Any]
 
@@ -31,61 +36,84 @@ class Followed:
 
     Attributes:
         recording: the trajectory as a recording in float64, stored as the spec says.
-        trace: the same as the oracle has it.
-        w_error, v_error: how far rounding may have taken the subject from it, before and after the reset.
+        eq, trace: the same as the oracle has it.
+        w_error, v_error: how far rounding may have taken the subject's membrane from it, before and after the reset.
+        errors: and every other state, by name.
         judged: where it can be judged.
     """
 
     recording: oracle.Recording
+    eq: oracle.Equations
     trace: oracle.Trace
     w_error: Array
     v_error: Array
+    errors: Mapping[str, Array]
     judged: NDArray[np.bool_]
 
 
-def _follow(eq: oracle.Equations, x: Array, spikes: Array | None) -> oracle.Trace:
-    i = v = np.zeros(x.shape[1:])
-    before: list[tuple[Array, Array]] = []
-    steps: list[oracle.Step] = []
-    for t, x_t in enumerate(x):
-        before.append((i, v))
-        steps.append(oracle.advance(eq, x_t, i, v, None if spikes is None else spikes[t]))
-        i, v = steps[-1].i, steps[-1].v
-    columns = [np.stack([getattr(step, name) for step in steps]) for name in ("i", "w", "r", "s", "v")]
-    return oracle.Trace(x, np.stack([b[0] for b in before]), np.stack([b[1] for b in before]), oracle.Step(*columns))
-
-
-def _errors(eq: oracle.Equations, trace: oracle.Trace, outputs: Array) -> tuple[Array, Array]:
-    w_bound, v_bound = oracle.bounds(eq, trace, np.dtype(np.float32), outputs.dtype)
+def _errors(
+    eq: oracle.Equations, trace: oracle.Trace, outputs: Array, dtype: np.dtype[Any]
+) -> tuple[Array, Array, Array]:
+    """Of the current, and of the membrane before and after its reset."""
+    w_bound, v_bound = oracle.bounds(eq, trace, dtype, outputs.dtype)
     a, a_s = np.abs(eq.a), np.zeros(()) if eq.a_s is None else np.abs(eq.a_s)
-    i_bound = 2.0**-24 * (4 + eq.a_s_error) * a_s * (np.abs(trace.i_before) + np.abs(trace.x))
-    sets = trace.step.s > 0 if eq.choices.reset in ("value", "add_value") else np.zeros(trace.x.shape, dtype=bool)
-    w_error, v_error = np.zeros(trace.x.shape), np.zeros(trace.x.shape)
+    i_bound = oracle.current_bound(eq, trace, dtype)
+    whole = eq.choices.reset in ("value", "add_value") and eq.choices.spike_count != "smooth"
+    sets = trace.step.s > 0 if whole else np.zeros(trace.x.shape, dtype=bool)
+    i_error, w_error, v_error = (np.zeros(trace.x.shape) for _ in range(3))
     e_i = e_v = np.zeros(trace.x.shape[1:])
     for t in range(len(trace.x)):
+        e_j = e_i if eq.choices.synapse == "read_then_decay" else a_s * e_i + i_bound[t]
         e_i = a_s * e_i + i_bound[t]
-        carried = a * e_v + np.abs(eq.b) * e_i
+        carried = np.where(trace.held[t], e_v, a * e_v + np.abs(eq.b) * e_j)
         w_error[t] = carried + w_bound[t]
         e_v = np.where(sets[t], 0.0, carried) + v_bound[t]
-        v_error[t] = e_v
-    return w_error, v_error
+        i_error[t], v_error[t] = e_i, e_v
+    return i_error, w_error, v_error
+
+
+def _adaptation_errors(
+    eq: oracle.Equations, trace: oracle.Trace, spikes_dtype: np.dtype[Any]
+) -> tuple[Array, Array, Array]:
+    """Of the adaptation; and what that adds to those of the membrane before and after its reset, in all steps after."""
+    adaptation, spikes = eq.adaptation, trace.step.s
+    bound = adaptation.bound(spikes, *oracle.roundoff(spikes_dtype))
+    error, n_error, lag = np.zeros(trace.x.shape[1:]), [], []
+    for t in range(len(trace.x)):
+        lag.append(error)
+        error = np.abs(adaptation.decay) * error + bound[t]
+        n_error.append(error)
+    of_theta = np.abs(adaptation.scale) * np.stack(lag)
+    of_test = of_theta * np.maximum(np.abs(trace.step.w) / eq.theta, 1.0)
+    of_reset, gone = [], np.zeros(trace.x.shape[1:])
+    for t in range(len(trace.x)):
+        of_test[t] += np.abs(eq.a) * gone
+        gone = np.abs(eq.a) * gone + np.abs(spikes[t]) * of_theta[t]
+        of_reset.append(gone)
+    return np.stack(n_error), of_test, np.stack(of_reset)
 
 
 def follow(spec: NeuronSpec, x: Array, outputs: Array) -> Followed:
-    """Follow the spikes of a float32 subject. x, outputs: [T, B, N]."""
-    eq = oracle.equations(spec)
-    spikes = None if spec.spike_count == "none" else outputs.astype(np.float64) / eq.g
-    x = x.astype(np.float64)
+    """Follow the spikes of a subject that computes in the dtype of x. x, outputs: [T, B, N]."""
+    dtype, x = x.dtype, x.astype(np.float64)
+    scale = spec.parameters.get("spike_scale")
+    g = 1.0 if scale is None else RAW[scale.raw].value(scale.value.astype(np.float64), spec.dt)
+    spikes = None if spec.spike_count == "none" else outputs.astype(np.float64) / g
+    recording, eq, trace = oracle.simulate(spec, x, spikes)
     with np.errstate(all="ignore"):
-        trace = _follow(eq, x, spikes)
-        w_error, v_error = _errors(eq, trace, outputs)
+        if alpha.covers(spec):
+            errors = alpha.follow(spec, x, spikes).drift(*oracle.roundoff(dtype))
+            w_error = v_error = errors.pop("v_mem")
+        else:
+            i_error, w_error, v_error = _errors(eq, trace, outputs, dtype)
+            errors = {"i_syn": i_error} if "i_syn" in spec.states else {}
+        if eq.adaptation is not None:
+            errors["adaptation"], of_test, of_reset = _adaptation_errors(eq, trace, outputs.dtype)
+            w_error, v_error = w_error + of_test, v_error + of_reset
         judged = np.ones(x.shape, dtype=bool)
         if eq.residual:
             before = np.concatenate([np.zeros_like(v_error[:1]), v_error[:-1]])
             unknown = np.abs(trace.v_before - eq.theta) <= before
             judged = ~np.logical_or.accumulate(unknown, axis=0)
-    states = {"v_mem": trace.step.w if spec.stores_before_reset else trace.step.v}
-    if "i_syn" in spec.states:
-        states["i_syn"] = trace.step.i
     emitted = trace.step.w if spikes is None else outputs.astype(np.float64)
-    return Followed(oracle.Recording(x, emitted, states, spec), trace, w_error, v_error, judged)
+    return Followed(replace(recording, outputs=emitted), eq, trace, w_error, v_error, errors, judged)

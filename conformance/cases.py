@@ -70,14 +70,7 @@ def neuron(**options: Any) -> NeuronSpec:
 
 def observed(spec: NeuronSpec, x: Array) -> tuple[oracle.Recording, oracle.Equations, oracle.Trace]:
     """The oracle as a subject, in float64: what it emits and, as the spec says, stores, for x [T, B, N]."""
-    eq = oracle.equations(spec)
-    with np.errstate(all="ignore"):
-        trace = oracle.run(eq, x.astype(np.float64))
-        outputs = trace.step.w if spec.output == "membrane" else eq.g * trace.step.s
-    states = {"v_mem": trace.step.w if spec.stores_before_reset else trace.step.v}
-    if "i_syn" in spec.states:
-        states["i_syn"] = trace.step.i
-    return oracle.Recording(x.astype(np.float64), outputs, states, spec), eq, trace
+    return oracle.simulate(spec, x.astype(np.float64))
 
 
 @dataclass(frozen=True)
@@ -89,7 +82,7 @@ class Case:
         requirement: id of what it shows.
         text: how it shows it.
         spec: the neuron.
-        inputs: gives x, float32 [T, B, N].
+        inputs: gives x, float32 or float64 [T, B, N].
         events: event -> the number of neuron-steps at which it must at least take place.
         apart: other neurons, by what is different, whose trajectory, or gradient if `grad`, must be judged another.
         calls: lengths of the calls in which the sequence is given; they sum to T. Empty: one call.
@@ -111,7 +104,7 @@ class Case:
 
     @cached_property
     def x(self) -> Array:
-        """The input, float32 [T, B, N], read-only."""
+        """The input, float32 or float64 [T, B, N], read-only."""
         x = self.inputs()
         x.setflags(write=False)
         return x
@@ -151,7 +144,8 @@ class Case:
             raise CaseError(f"{where}: requirement {self.requirement!r} is not known")
         if not self.events:
             raise CaseError(f"{where}: names no event, so it shows nothing")
-        if self.x.dtype != np.float32 or self.x.ndim != 3 or self.x.size == 0 or sum(self.lengths) != len(self.x):
+        known = self.x.dtype in (np.float32, np.float64)
+        if not known or self.x.ndim != 3 or self.x.size == 0 or sum(self.lengths) != len(self.x):
             raise CaseError(f"{where}: x is {self.x.dtype} {list(self.x.shape)} in calls of {list(self.lengths)}")
         for event, needed in self.events.items():
             if self.count(event) < needed:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from tracetorch.conformance.cases import Array, Case, draw, neuron
 from tracetorch.conformance.cases_choices import ATTACHED, DELAYED, RESIDUAL, apart, noise
+from tracetorch.conformance.cases_states import NORMALISED
 from tracetorch.functional.surrogates import SURROGATES, Surrogate
 
 
@@ -19,15 +22,27 @@ def _raw() -> list[Case]:
         ),
         "exp_tau": (("exp_tau", draw(61, (7,), 8, 160, 1 / 8)), 0.9, "time constants of 1 to 20 steps"),
         "sigmoid": (("sigmoid", draw(62, (7,), -8, 32, 1 / 8)), 0.9, "raw decays of -1 to 4"),
+        "exp_dt_tau": (("exp_dt_tau", draw(94, (7,), 4, 80, 1 / 8)), 0.9, "time constants of 1 to 20 steps of 1/2 ms"),
+        "one_minus_inverse_tau": (
+            ("one_minus_inverse_tau", draw(95, (7,), 12, 160, 1 / 8)),
+            0.9,
+            "time constants of 1.5 to 20 steps, Euler's way",
+        ),
+        "one_minus_dt_rate": (("one_minus_dt_rate", draw(96, (7,), 50, 600, 1.0)), 0.9, "rates of 50 to 600 a second"),
+        "one_minus_sigmoid": (("one_minus_sigmoid", draw(97, (7,), -32, 4, 1 / 8)), 0.9, "raw numbers of -4 to 1/2"),
     }
-    surrogates = {"exp_tau": {"surrogate": Surrogate("single_exponential")}}
+    others: dict[str, dict[str, Any]] = {
+        "exp_tau": {"surrogate": Surrogate("single_exponential")},
+        "exp_dt_tau": {"dt": 0.5, "time_unit": "ms"},
+        "one_minus_dt_rate": {**NORMALISED, "dt": 0.001, "time_unit": "s"},
+    }
     found = [
         Case(
             f"raw-{form.replace('_', '-')}",
             f"raw.{form}",
             text,
-            neuron(mem_decay=decay, comparison=">", learn=("mem_decay",), **surrogates.get(form, {})),
-            noise(63),
+            neuron(**{"comparison": ">", **others.get(form, {}), "mem_decay": decay, "learn": ("mem_decay",)}),
+            noise(63) if form != "one_minus_dt_rate" else noise(98, -2000, 5000),
             {"spike": 50, "loaded": 400},
             {"another decay": neuron(mem_decay=other, learn=("mem_decay",))},
             grad=True,
@@ -88,6 +103,7 @@ def _gradients() -> list[Case]:
     delayed = {**DELAYED, "mem_decay": 0.9}
     residual = {**RESIDUAL, "mem_decay": 0.9}
     learned = {**attached, "learn": ("threshold",), "comparison": ">", "surrogate": Surrogate("atan")}
+    stopped = {"mem_decay": 0.9, "comparison": ">", "reset_gradient": "membrane_stopped"}
     outside = {**attached, "learn": ("threshold",), "threshold_gradient": False}
     attached_apart = apart(attached, detached={"reset_gradient": "detached"})
     return [
@@ -102,6 +118,11 @@ def _gradients() -> list[Case]:
         Case("gradient-detached-value", "reset_gradient.detached", "so they are in a reset to 0",
              neuron(mem_decay=0.9, comparison=">"), noise(43), {"spike": 50, "near": 30},
              {"attached": neuron(mem_decay=0.9, reset_gradient="attached")}, grad=True),
+        Case("gradient-membrane-stopped", "reset_gradient.membrane_stopped",
+             "the membrane of the reset is a constant, its spike is not",
+             neuron(**stopped), noise(99), {"spike": 50, "near": 30},
+             apart(stopped, attached={"reset_gradient": "attached"}, detached={"reset_gradient": "detached"}),
+             grad=True),
         Case("gradient-input", "gradient.input", "through atan, a reset to 0, detached",
              neuron(mem_decay=0.9, comparison=">"), noise(44), {"spike": 50, "loaded": 400},
              {"no decay": neuron(mem_decay=1.0)}, grad=True),

@@ -1,4 +1,4 @@
-"""Cases of the choices in the forward pass: decay, input, spikes, start."""
+"""Cases of the choices in the forward pass: decay, input gain, spikes."""
 
 from __future__ import annotations
 
@@ -101,28 +101,9 @@ def _decays() -> list[Case]:
 
 
 def _inputs() -> list[Case]:
-    synapse = {"synapse": "add_then_decay", "syn_decay": 0.75, "mem_decay": 0.9}
     gained = {"input_gain": "one_minus_decay", "mem_decay": 0.75}
     leaking = {"mem_decay": 0.875, "leak": 0.5}
     return [
-        Case(
-            "synapse-none",
-            "synapse.none",
-            "the input reaches the membrane in its own step, and no later",
-            neuron(mem_decay=0.9),
-            noise(5),
-            {"spike": 50},
-            {"a synapse": neuron(**synapse)},
-        ),
-        Case(
-            "synapse-add-then-decay",
-            "synapse.add_then_decay",
-            "a current that decays with what has just been added to it",
-            neuron(**synapse),
-            noise(6, -300, 500),
-            {"spike": 50, "synapse loaded": 500},
-            {"no synapse": neuron(mem_decay=0.9)} | apart(synapse, faster={"syn_decay": 0.5}),
-        ),
         Case(
             "gain-one",
             "input_gain.one",
@@ -162,12 +143,8 @@ def _inputs() -> list[Case]:
     ]
 
 
-def _spikes() -> list[Case]:
+def _outputs() -> list[Case]:
     scaled = {"spike_scale": draw(12, (7,), 2, 12, 1 / 8), "mem_decay": 0.9, **DELAYED}
-    counting = {**ATTACHED, "mem_decay": 0.9, "spike_count": "multiple"}
-    limited = {**counting, "spike_count": "limited", "max_spikes": 2}
-    biased = {**ATTACHED, "mem_decay": 0.9, "bias": draw(13, (7,), -3, 3, 1 / 8), "comparison": ">"}
-    biased["surrogate"] = Surrogate("logistic")
     return [
         Case(
             "output-spikes",
@@ -202,6 +179,13 @@ def _spikes() -> list[Case]:
             {"spike": 50},
             apart(scaled, unscaled={"spike_scale": 1.0}),
         ),
+    ]
+
+
+def _comparisons() -> list[Case]:
+    biased = {**ATTACHED, "mem_decay": 0.9, "bias": draw(13, (7,), -3, 3, 1 / 8), "comparison": ">"}
+    biased["surrogate"] = Surrogate("logistic")
+    return [
         Case(
             "comparison-strict",
             "comparison.strict",
@@ -220,6 +204,23 @@ def _spikes() -> list[Case]:
             {"tie": 10, "spike": 50},
             {"strict": neuron(comparison=">")},
         ),
+        Case(
+            "bias",
+            "parameter.bias",
+            "the test is moved by -3/8 to 3/8, the reset is not",
+            neuron(**biased),
+            noise(24),
+            {"spike": 50},
+            apart(biased, unbiased={"bias": 0.0}),
+        ),
+    ]
+
+
+def _counts() -> list[Case]:
+    counting = {**ATTACHED, "mem_decay": 0.9, "spike_count": "multiple"}
+    limited = {**counting, "spike_count": "limited", "max_spikes": 2}
+    binary = {**counting, "mem_decay": 0.5}
+    return [
         Case(
             "count-single",
             "spike_count.single",
@@ -242,10 +243,10 @@ def _spikes() -> list[Case]:
             "count-multiple-tie",
             "spike_count.multiple",
             "at a multiple of the threshold, exactly: the spike counts",
-            neuron(**{**counting, "mem_decay": 0.5}),
+            neuron(**binary),
             lambda: draw(22, (14, 4, 17), 0, 16, 1 / 4),
             {"multiple tie": 10},
-            apart({**counting, "mem_decay": 0.5}, single={"spike_count": "single"}),
+            apart(binary, single={"spike_count": "single"}),
         ),
         Case(
             "count-limited",
@@ -256,37 +257,12 @@ def _spikes() -> list[Case]:
             {"over the limit": 20, "several": 50},
             apart(counting, multiple={}, single={"spike_count": "single"}),
         ),
-        Case(
-            "bias",
-            "parameter.bias",
-            "the test is moved by -3/8 to 3/8, the reset is not",
-            neuron(**biased),
-            noise(24),
-            {"spike": 50},
-            apart(biased, unbiased={"bias": 0.0}),
-        ),
-        Case(
-            "refractory-none",
-            "refractory.none",
-            "driven above the threshold, it fires in every step",
-            neuron(),
-            lambda: draw(25, (20, 2, 7), 1000, 1500, 1e-3),
-            {"consecutive": 200},
-        ),
     ]
 
 
-def _starts() -> list[Case]:
+def _parameters() -> list[Case]:
     varied = {"mem_decay": draw(36, (7,), 300, 980, 1e-3), "threshold": draw(37, (7,), 500, 1500, 1e-3)}
     return [
-        Case(
-            "initial-zero",
-            "initial_state.zero",
-            "a first input just below the threshold does not fire",
-            neuron(mem_decay=0.9, comparison=">"),
-            lambda: draw(38, (3, 4, 17), 900, 999, 1e-3),
-            {"near": 60, "below": 60},
-        ),
         Case(
             "per-neuron",
             "parameter.per_neuron",
@@ -301,4 +277,4 @@ def _starts() -> list[Case]:
 
 def choices() -> list[Case]:
     """The cases of this file."""
-    return [*_decays(), *_inputs(), *_spikes(), *_starts()]
+    return [*_decays(), *_inputs(), *_outputs(), *_comparisons(), *_counts(), *_parameters()]

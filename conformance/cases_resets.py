@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from tracetorch.conformance.cases import Case, draw, neuron
 from tracetorch.conformance.cases_choices import ATTACHED, RESIDUAL, apart, grid, noise
 
+SOFT: Mapping[str, Any] = {**ATTACHED, "mem_decay": 0.75}
+SEEN = {"spike": 100, "driven after a spike": 80}
 
-def _resets() -> list[Case]:
-    soft = {**ATTACHED, "mem_decay": 0.75}
-    over = {**soft, "reset_amount": "threshold_over_decay", "reset_gradient": "detached"}
-    amount = {**soft, "reset_amount": draw(26, (7,), 4, 12, 1 / 8)}
+
+def _kinds() -> list[Case]:
     hard = {"mem_decay": 0.75, "reset_value": -0.25, "reset_gradient": "attached"}
     added = {"mem_decay": 0.75, "reset": "add_value", "reset_value": 0.125}
     strong = noise(27, -500, 2500)
-    seen = {"spike": 100, "driven after a spike": 80}
     return [
         Case(
             "reset-none",
@@ -22,16 +24,16 @@ def _resets() -> list[Case]:
             neuron(mem_decay=0.75, reset="none"),
             strong,
             {"consecutive": 50},
-            apart(soft, subtract={}),
+            apart(SOFT, subtract={}),
         ),
         Case(
             "reset-subtract",
             "reset.subtract",
             "what is above the threshold is kept",
-            neuron(**soft),
+            neuron(**SOFT),
             strong,
-            seen,
-            apart(soft, none={"reset": "none"}) | {"to 0": neuron(mem_decay=0.75)},
+            SEEN,
+            apart(SOFT, none={"reset": "none"}) | {"to 0": neuron(mem_decay=0.75)},
         ),
         Case(
             "reset-value",
@@ -39,8 +41,8 @@ def _resets() -> list[Case]:
             "nothing is kept",
             neuron(mem_decay=0.75),
             strong,
-            seen,
-            apart(soft, subtract={}),
+            SEEN,
+            apart(SOFT, subtract={}),
         ),
         Case(
             "reset-value-below-zero",
@@ -48,7 +50,7 @@ def _resets() -> list[Case]:
             "nothing is kept; the membrane starts anew at -1/4",
             neuron(**hard),
             strong,
-            seen,
+            SEEN,
             apart(hard, zero={"reset_value": 0.0}, added={"reset": "add_value", "reset_gradient": "detached"}),
         ),
         Case(
@@ -57,16 +59,23 @@ def _resets() -> list[Case]:
             "1/8 is added to every neuron in every step, fired or not",
             neuron(**added),
             strong,
-            seen,
+            SEEN,
             apart(added, value={"reset": "value"}),
         ),
+    ]
+
+
+def _amounts() -> list[Case]:
+    over = {**SOFT, "reset_amount": "threshold_over_decay", "reset_gradient": "detached"}
+    amount = {**SOFT, "reset_amount": draw(26, (7,), 4, 12, 1 / 8)}
+    return [
         Case(
             "amount-threshold",
             "reset_amount.threshold",
             "one threshold a spike",
-            neuron(**soft),
+            neuron(**SOFT),
             noise(28, -500, 2500),
-            seen,
+            SEEN,
             apart(over, over_decay={}) | apart(amount, value={}),
         ),
         Case(
@@ -75,8 +84,8 @@ def _resets() -> list[Case]:
             "a threshold and a third at a decay of 3/4: one threshold after the decay",
             neuron(**over),
             noise(29, -500, 2500),
-            seen,
-            apart(soft, threshold={}),
+            SEEN,
+            apart(SOFT, threshold={}),
         ),
         Case(
             "amount-value",
@@ -84,8 +93,8 @@ def _resets() -> list[Case]:
             "amounts of its own, one a neuron",
             neuron(**amount),
             noise(30, -500, 2500),
-            seen,
-            apart(soft, threshold={}),
+            SEEN,
+            apart(SOFT, threshold={}),
         ),
     ]
 
@@ -189,4 +198,4 @@ def _bounds() -> list[Case]:
 
 def resets() -> list[Case]:
     """The cases of this file."""
-    return [*_resets(), *_timing(), *_bounds()]
+    return [*_kinds(), *_amounts(), *_timing(), *_bounds()]

@@ -248,7 +248,7 @@ class ChildSubject:
         keys = set(answer) - {"npz_bytes"}
         if keys == {"ok"} and isinstance(answer["ok"], dict):
             return answer["ok"]
-        if keys == {"unsupported"} and what == "build" and isinstance(answer["unsupported"], dict):
+        if keys == {"unsupported"} and what in ("build", "run") and isinstance(answer["unsupported"], dict):
             said = answer["unsupported"]
             if set(said) == {"field", "value", "why"} and all(isinstance(text, str) for text in said.values()):
                 raise Unsupported(**said)

@@ -23,17 +23,20 @@ from tracetorch.conformance.protocol import Arrays, Built, Unsupported, check_bu
 from tracetorch.conformance.subjects import subject
 from tracetorch.conformance.subjects.layers import LayerSubject
 from tracetorch.conformance.verdicts import PASSES, VERDICTS, Stored, grade, worst
-from tracetorch.core.spec import NeuronSpec
+from tracetorch.core.spec import RAW_FORMS, NeuronSpec
 
 # framework -> the subject whose layers are read, the subject through which its layers are built
 FRAMEWORKS: Mapping[str, tuple[str, str]] = {
     "tracetorch": ("tracetorch", "tracetorch"),
     "sinabs": ("sinabs", "sinabs-adapted"),
     "snntorch": ("snntorch", "snntorch-adapted"),
+    "spikingjelly": ("spikingjelly", "spikingjelly-adapted"),
+    "norse": ("norse", "norse-adapted"),
+    "brainpy": ("brainpy", "brainpy-adapted"),
 }
 
 # Raw forms of which one trains as the other does; within [0, 1], a clamp is the number itself.
-_SAME_RAW = ({"value"}, {"clamped"}, {"value", "clamped"}, {"exp_tau"}, {"sigmoid"}, {"softplus"})
+_SAME_RAW = ({"value", "clamped"}, *({form} for form in RAW_FORMS))
 
 
 @dataclass(frozen=True)
@@ -71,18 +74,25 @@ def _layer(name: str) -> LayerSubject:
 
 
 def _made(made: LayerSubject, spec: NeuronSpec, case: Case, grad: bool) -> tuple[NeuronSpec, Built, Arrays]:
-    """A layer built from a spec and run: what its adapter reads of it, and what it answers."""
+    """A layer built from a spec and run: what its adapter reads of it, and what it answers.
+
+    Its decays are held against those of the source in its own raw forms, which are the source's to rounding or diverge.
+    """
     built = check_build(made.build(spec.to_dict()), spec)
     grad_output = case.grad_output if grad and not built.gradients else None
     answer = check_run(made.run(case.x.copy(), case.lengths, grad_output), spec, case.x, grad_output is not None)
     assert made.layer is not None
-    return made.adapter.spec(made.layer), built, answer
+    own = made.adapter.spec(made.layer)
+    decays = {name: own.parameters[name] for name in ("mem_decay", "syn_decay") if name in own.parameters}
+    return own, replace(built, parameters={**decays, **built.parameters}), answer
 
 
 def _membrane(spec: NeuronSpec, built: Built, case: Case, answer: Arrays) -> Any:
-    """After the reset, whatever is stored."""
+    """After the reset, whatever is stored; that of a difference of exponentials as it is."""
+    if spec.synapse == "difference_of_exponentials":
+        return answer["state.v_mem"]
     states = {name: answer[f"state.{name}"] for name in spec.states}
-    stored = Stored(spec.states, built.stores_before_reset)
+    stored = Stored(spec.states, built.stores_before_reset, dt=built.dt)
     return oracle.trajectory(spec, oracle.Recording(case.x, answer["outputs"], states, stored))[2]
 
 
@@ -91,6 +101,8 @@ def _same(a: tuple[NeuronSpec, Built, Arrays], b: tuple[NeuronSpec, Built, Array
     if a[2]["outputs"].tobytes() != b[2]["outputs"].tobytes() or a[0].states != b[0].states:
         return False
     names = [f"state.{name}" for name in a[0].states]
+    if any(name not in one[2] for name in names for one in (a, b)):
+        return False
     if a[1].stores_before_reset == b[1].stores_before_reset:
         return all(a[2][name].tobytes() == b[2][name].tobytes() for name in names)
     # Numbers, not bits: a reset to 0 by multiplication may leave -0.0.
@@ -119,7 +131,8 @@ def _gradient(source: tuple[NeuronSpec, Built, Arrays], target: tuple[NeuronSpec
         return ""
     graded = grade(replace(case, spec=source[0], runs=1), target[1], [target[2]])
     verdict = worst([aspect.verdict for name, aspect in graded.aspects.items() if name.startswith("gradient")])
-    other = any({p.raw, source[0].parameters[n].raw} not in _SAME_RAW for n, p in target[1].parameters.items())
+    trained = {n: p for n, p in target[1].parameters.items() if source[0].parameters[n].learnable}
+    other = any({p.raw, source[0].parameters[n].raw} not in _SAME_RAW for n, p in trained.items())
     if verdict not in PASSES or other:
         return verdict if verdict not in PASSES else "reparametrised"
     # Numbers, not bits: where dL/doutput is 0, the gradient is a zero of either sign.
@@ -133,6 +146,8 @@ def _carry(case: Case, names: tuple[str, str], subjects: tuple[LayerSubject, Lay
         source = _made(reads, case.spec, case, case.grad)
     except Unsupported as refusal:
         return Converted(*names, case.name, "", "", f"the source cannot express it: {refusal}")
+    if not reads.alone:
+        return Converted(*names, case.name, "", "", "the source cannot express it by its layer alone")
     try:
         target = _made(builds, source[0], case, case.grad)
     except Unsupported as refusal:

@@ -42,6 +42,8 @@ _COUNT = (
 )
 _OURS = "; ours keeps those operations, to be bit-identical"
 _NATIVE = ("tracetorch", "tracetorch-cpu", "tracetorch-triton")
+_JAX = ("brainpy", "brainpy-adapted")
+_NODES = ("spikingjelly", "spikingjelly-multi-step", "spikingjelly-adapted")
 _DEV = "0.1.0.dev0"
 
 
@@ -59,17 +61,32 @@ def _count(framework: str, version: str, subjects: tuple[str, ...], ours: str) -
     return Deviation("nan-spikes", framework, version, subjects, "nan-multiple", ("outputs",), _COUNT + ours)
 
 
+_BLEND = "s * v_reset + (1 - s) * h, in "
 _MASK = "sinabs/activation/reset_mechanism.py, MembraneReset: v_mem * (spikes == 0) + reset_value"
 _BASE_ZERO = "snntorch/_neurons/leaky.py, _base_zero: (1 - reset) * mem, in the step after the spike"
+
+_DIFFERENCE = "V - (V - V_reset) * s, infinity minus infinity, in brainpy_state/_brainpy/lif.py"
+_FLUSHED = (
+    "XLA (jax 0.10.2) flushes denormal results to 0 on the CPU: the membrane drops to 0 or, where it is the loss of a "
+    "step of brainstate.nn.exp_euler_step that is flushed, stays between 2^-126 and 2^-125 for good"
+)
 
 DEVIATIONS: tuple[Deviation, ...] = (
     _sigmoid("snntorch", "1.0.0", ("snntorch", "snntorch-adapted"), ""),
     _sigmoid("sinabs", "3.1.3", ("sinabs-adapted",), _OURS),
+    _sigmoid("spikingjelly", "2.0.0", ("spikingjelly-adapted",), _OURS),
+    _sigmoid("norse", "1.1.0", ("norse-adapted",), _OURS),
     _sigmoid("tracetorch", _DEV, _NATIVE, _OURS),
     _infinite("snntorch", "1.0.0", ("snntorch", "snntorch-adapted"), ("outputs", "states"), _BASE_ZERO),
     _infinite("sinabs", "3.1.3", ("sinabs", "sinabs-adapted"), ("states",), _MASK),
     _infinite("tracetorch", _DEV, _NATIVE, ("states",), _MASK + _OURS),
+    _infinite("spikingjelly", "2.0.0", _NODES, ("states",), f"{_BLEND}spikingjelly/_ops/reset.py, voltage"),
+    _infinite("norse", "1.1.0", ("norse-adapted",), ("states",), f"{_BLEND}norse/torch/functional/reset.py"),
+    Deviation("infinite-nan", "brainpy", "2.8.2", _JAX, "infinite", ("outputs", "states"), _DIFFERENCE),
+    Deviation("flushed-denormals", "brainpy", "2.8.2", _JAX, "denormal", ("states",), _FLUSHED),
     _count("sinabs", "3.1.3", ("sinabs", "sinabs-adapted"), ""),
     _count("snntorch", "1.0.0", ("snntorch-adapted",), _OURS),
+    _count("spikingjelly", "2.0.0", ("spikingjelly-adapted",), _OURS),
+    _count("norse", "1.1.0", ("norse-adapted",), _OURS),
     _count("tracetorch", _DEV, _NATIVE, _OURS),
 )

@@ -104,6 +104,7 @@ EVENTS: Mapping[str, tuple[str, Callable[[Happened], int]]] = MappingProxyType(
             "a step with input follows a spike",
             lambda h: _count((h.spikes[:-1] > 0) & (h.x[1:] != 0)),
         ),
+        "held": ("the membrane is held after a spike", lambda h: _count(h.trace.held)),
         "negative": ("the membrane is below -1", lambda h: _count(h.membrane < -1)),
         "clamped": ("the membrane lies at its lower bound", _clamped),
         "clamped by a reset": ("the reset, and nothing else, takes the membrane below its bound", _clamped_by_reset),
@@ -117,6 +118,10 @@ EVENTS: Mapping[str, tuple[str, Callable[[Happened], int]]] = MappingProxyType(
         ),
         "loaded": ("a step starts with a membrane that is not 0", lambda h: _count(h.trace.v_before != 0)),
         "synapse loaded": ("a step starts with a current that is not 0", lambda h: _count(h.trace.i_before != 0)),
+        "raised": (
+            "a step starts with a threshold that spikes have raised",
+            lambda h: 0 if h.eq.adaptation is None else _count(h.eq.adaptation.before > 0),
+        ),
         "below": ("the membrane is below the threshold", lambda h: _count(h.tested < h.eq.theta)),
         "near": ("the membrane is within 1/4 of the threshold", lambda h: _count(np.abs(h.tested - h.eq.theta) < 0.25)),
         "step": ("a neuron takes a step", lambda h: h.spikes.size),

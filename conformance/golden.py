@@ -1,10 +1,11 @@
 """Golden vectors: every case as files that any language can read, `<case>.json` and `<case>.npz`.
 
 The JSON document (schema 1): `case`, `version`, `requirement`, `text`; `spec`, the `NeuronSpec`; `calls`, the lengths
-of the calls; `arrays`, the names, shapes and meanings of the arrays in the npz, all of them float32, C order, stored
-uncompressed. They are the oracle's own run in float64, from the initial state, rounded once: a simulator that starts
-from the same state may differ by its own rounding, and after a spike decided within it by more. The verdicts of this
-package, which restart from the simulator's own states, are the judge; the files are for a first look without it.
+of the calls; `arrays`, the names, shapes and meanings of the arrays in the npz, all of them float32 (float64 where the
+input is), C order, stored uncompressed. They are the oracle's own run in float64, from the initial state, rounded once:
+a simulator that starts from the same state may differ by its own rounding, and after a spike decided within it by more.
+The verdicts of this package, which restart from the simulator's own states, are the judge; the files are for a first
+look without it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ _MEANINGS = {
     "outputs": "spikes times spike_scale, or the membrane, [T, B, N]",
     "state.v_mem": "the membrane after every step, stored before or after its reset as the spec says, [T, B, N]",
     "state.i_syn": "the synaptic current after every step, [T, B, N]",
+    "state.i_exc": "the exciting current e after every step, [T, B, N]",
+    "state.i_inh": "the inhibiting current i after every step, [T, B, N]",
+    "state.adaptation": "the adaptation n of the threshold after every step, [T, B, N]",
     "grad_output": "dL/doutputs, [T, B, N]",
     "grad.x": "dL/dx, [T, B, N]",
 }
@@ -65,7 +69,8 @@ def files(case: Case) -> dict[str, bytes]:
         "arrays": described,
     }
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-    content = write_npz({name: _single(array) for name, array in found.items()})
+    double = case.x.dtype == np.float64
+    content = write_npz({name: np.asarray(a, np.float64) if double else _single(a) for name, a in found.items()})
     return {f"{case.name}.json": text.encode("ascii"), f"{case.name}.npz": content}
 
 

@@ -39,7 +39,7 @@ class SubjectError(RuntimeError):
 
 
 class Unsupported(Exception):
-    """Raised by a subject's `build`: it cannot express the spec. Names the field, its value and why."""
+    """Raised by a subject's `build`, or by `run` for a dtype: it cannot express it. Names field, value and why."""
 
     def __init__(self, field: str, value: object, why: str) -> None:
         super().__init__(f"{field}={value!r}: {why}")
@@ -60,20 +60,27 @@ class Subject(Protocol):
 
         Returns:
             {} or some of: "stores_before_reset" (bool; as the spec says, if left out), "gradients" (a string: why it
-            has none of this spec; "" if it has), "parameters" ({name: a `Parameter` as JSON}: what it trains instead,
-            where that is another raw form), "notes" (a string).
+            has none of this spec; "" if it has), "parameters" ({name: a `Parameter` as JSON}: what it trains, or
+            computes its decay from, where that is another raw form), "dt" (a number: the time step in which that
+            counts, if the spec has none), "notes" (a string).
 
         Raises:
             Unsupported: it cannot express the spec.
         """
 
     def run(self, x: Array, calls: Sequence[int], grad_output: Array | None) -> Arrays:
-        """Run from the initial state over x, float32 [T, B, N], in calls of these lengths, the state carried on.
+        """Run from the initial state over x, [T, B, N], in calls of these lengths, the state carried on.
+
+        x is float32; float64 in the cases of "number.double", whose states are to be float64 too.
 
         Returns:
-            "outputs" [T, B, N]; if it can show them "state.v_mem" (and "state.i_syn") [T, B, N], after every step, and
-            "final.v_mem" (and "final.i_syn") [B, N]; with `grad_output` [T, B, N], dL/doutput, "grad.x" [T, B, N] and
-            "grad.<parameter>" of every learnable parameter, in the parameter's shape.
+            "outputs" [T, B, N]; if it can show them "state.<name>" of all of the spec's states ("v_mem", perhaps
+            "i_syn", "i_exc" and "i_inh", "adaptation") [T, B, N], after every step, and "final.<name>" [B, N]; with
+            `grad_output` [T, B, N], dL/doutput, "grad.x" [T, B, N] and "grad.<parameter>" of every learnable parameter,
+            in the parameter's shape.
+
+        Raises:
+            Unsupported: it computes in no such dtype.
         """
 
 
@@ -85,6 +92,7 @@ class Built:
     gradients: str = ""
     notes: str = ""
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    dt: float | None = None
 
 
 def encode(document: Mapping[str, Any]) -> bytes:
@@ -187,12 +195,16 @@ def check_build(answer: Any, spec: NeuronSpec) -> Built:
     """A checked answer to `build`. A parameter in another raw form must have the value of the spec's, to rounding."""
     if not isinstance(answer, Mapping):
         raise SubjectError(f"build answered {answer!r:.60}: must be a mapping")
-    unknown = set(answer) - {"stores_before_reset", "gradients", "parameters", "notes"}
+    unknown = set(answer) - {"stores_before_reset", "gradients", "parameters", "dt", "notes"}
     if unknown:
         raise SubjectError(f"build: {sorted(map(str, unknown))[0]!r:.60} is not known")
     before = answer.get("stores_before_reset", spec.stores_before_reset)
     if not isinstance(before, bool):
         raise SubjectError(f"build: stores_before_reset={before!r:.60}: must be true or false")
+    dt = answer.get("dt", spec.dt)
+    if dt is not None and (isinstance(dt, bool) or not isinstance(dt, (int, float)) or not 0 < dt < float("inf")):
+        raise SubjectError(f"build: dt={dt!r:.60}: must be a finite number above 0")
+    dt = spec.dt if spec.dt is not None else dt
     parameters = {}
     given = answer.get("parameters", {})
     if not isinstance(given, Mapping):
@@ -204,19 +216,20 @@ def check_build(answer: Any, spec: NeuronSpec) -> Built:
             parameters[name] = Parameter.from_dict(document)
         except SpecError as error:
             raise SubjectError(f"build: parameters: {name}: {error}") from error
-        _check_value(name, parameters[name], spec.parameters[name])
-    return Built(before, _text(answer, "gradients", 1000, ""), _text(answer, "notes", 4000, ""), parameters)
+        _check_value(name, parameters[name], spec, dt)
+    return Built(before, _text(answer, "gradients", 1000, ""), _text(answer, "notes", 4000, ""), parameters, dt)
 
 
-def _check_value(name: str, theirs: Parameter, ours: Parameter) -> None:
+def _check_value(name: str, theirs: Parameter, spec: NeuronSpec, dt: float | None) -> None:
+    ours = spec.parameters[name]
     values, slack = [], np.zeros(())
     for parameter in (theirs, ours):
         if parameter.raw not in RAW:
             raise SubjectError(f"build: parameters: {name}: the oracle has no equations for {parameter.raw!r}")
         raw = parameter.value.astype(np.float64)
         with np.errstate(all="ignore"):
-            values.append(RAW[parameter.raw].value(raw))
-            slack = slack + RAW[parameter.raw].error(raw)
+            values.append(RAW[parameter.raw].value(raw, dt))
+            slack = slack + RAW[parameter.raw].error(raw, dt)
     if theirs.value.shape != ours.value.shape or not np.all(
         np.abs(values[0] - values[1]) <= (slack + 8) * 2.0**-24 * np.abs(values[1])
     ):

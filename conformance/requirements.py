@@ -23,6 +23,11 @@ BEHAVIOURS: Mapping[str, str] = MappingProxyType(
         "parameter.leak": "the membrane decays towards the parameter leak",
         "parameter.bias": "the parameter bias is added to the membrane in the spike test, and only there",
         "parameter.spike_scale": "a spike is emitted as spike_scale; the reset subtracts whole thresholds",
+        "parameter.resistance": "the parameter resistance is a factor of the input gain",
+        "parameter.initial_v": "the parameter initial_v is the membrane before the first step",
+        "parameter.adaptation": "the threshold, also as a reset amount, is adapt_scale*n higher; after the step n is "
+        "adapt_decay*n + (1-adapt_decay)*s",
+        "parameter.surrogate_scale": "the surrogate is that of (u - theta) / surrogate_scale, by the chain rule",
         "gradient.input": "the gradient of the input is that of the equations, spikes replaced by their surrogate",
         "gradient.mem_decay": "so is the gradient of the decay, summed over time, batch and what shares it",
         "gradient.threshold": "so is the gradient of the threshold, through the reset, and through the spikes if "
@@ -42,6 +47,7 @@ BEHAVIOURS: Mapping[str, str] = MappingProxyType(
         "number.silence": "a neuron without input goes on decaying, for as long as it lasts",
         "number.denormal": "a membrane decays through the denormal numbers, not past them to 0",
         "number.infinite": "an infinite input fires, and a reset to a value leaves nothing of it",
+        "number.double": "a float64 input is computed in float64",
         "number.nan": "a NaN in one neuron's input is that neuron's membrane from then on, no spike, and nobody else's",
     }
 )

@@ -13,8 +13,8 @@ along the subject's own trajectory, in its own raw parameters.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from tracetorch import oracle
 from tracetorch.adapters.verify import GRADIENT_TOLERANCE
 from tracetorch.conformance.blind import follow
-from tracetorch.conformance.cases import Case
+from tracetorch.conformance.cases import FORM, Case
 from tracetorch.conformance.protocol import Arrays, Built, SubjectError
+from tracetorch.core.spec import Parameter
 
 Array = NDArray[Any]
 
@@ -61,10 +62,13 @@ class Graded:
 
 @dataclass(frozen=True)
 class Stored:
-    """How a subject stores its membrane, for the oracle."""
+    """What the oracle asks of a subject's own spec: how it stores its membrane, what it trains instead of what."""
 
     states: tuple[str, ...]
     stores_before_reset: bool
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    dt: float | None = None
+    form: str = FORM
 
 
 def _same(a: Array, b: Array) -> bool:
@@ -92,10 +96,11 @@ def _decisions(eq: oracle.Equations, outputs: Array, w: Array, bound: Array) -> 
     spikes = outputs.astype(np.float64) / eq.g
     with np.errstate(invalid="ignore"):
         mismatch = ~(spikes == eq.count(w))
-        inside = (spikes >= eq.count(w - bound)) & (spikes <= eq.count(w + bound)) & (spikes == np.trunc(spikes))
-    wrong = mismatch & ~inside
+        wrong = mismatch & ~oracle.explained(eq, spikes, w, bound, outputs.dtype)
     if wrong.any():
         return Aspect("divergent", f"{int(wrong.sum())} of {wrong.size} spikes wrong, first at {_place(wrong)}")
+    if eq.choices.spike_count == "smooth":
+        return Aspect("exact" if _same(outputs, _rounded(eq.g * eq.count(w), outputs)) else "rounding")
     if mismatch.any():
         return Aspect("rounding", f"{int(mismatch.sum())} of {mismatch.size} spikes differ within the bound")
     return Aspect("exact")
@@ -116,25 +121,21 @@ def _shown(case: Case, built: Built, answer: Arrays) -> tuple[Graded, oracle.Rec
     """A subject that shows its states over time."""
     states = {name: answer[f"state.{name}"] for name in case.spec.states}
     dtype = states["v_mem"].dtype
-    stored = Stored(case.spec.states, built.stores_before_reset)
+    stored = Stored(case.spec.states, built.stores_before_reset, built.parameters, built.dt)
     try:
         recording = oracle.Recording(case.x.astype(dtype), answer["outputs"], states, stored)
         judged = oracle.judge(case.spec, recording)
+        truth = oracle.expected(case.spec, recording)
     except oracle.OracleError as error:
         raise SubjectError(f"run: {error}") from error
-    with np.errstate(all="ignore"):
-        eq, trace, _ = oracle.trajectory(case.spec, recording)
-        w_bound, _ = oracle.bounds(eq, trace, dtype, answer["outputs"].dtype)
-    membrane = trace.step.w if built.stores_before_reset else trace.step.v
+    membrane = truth.states["v_mem"]
     if case.spec.output == "membrane":
-        outputs = _numbers("outputs", answer["outputs"], trace.step.w, w_bound)
+        outputs = _numbers("outputs", answer["outputs"], truth.w, truth.w_bound)
     else:
-        outputs = _decisions(eq, answer["outputs"], trace.step.w, w_bound)
+        outputs = _decisions(truth.eq, answer["outputs"], truth.w, truth.w_bound)
     assert (outputs.verdict == "divergent") == (judged.unexplained > 0) or case.spec.output == "membrane"
     text = f"off by up to {judged.max_state_error:.1e}"
-    exact = _same(states["v_mem"], _rounded(membrane, states["v_mem"]))
-    if "i_syn" in states:
-        exact = exact and _same(states["i_syn"], _rounded(trace.step.i, states["i_syn"]))
+    exact = all(_same(state, _rounded(truth.states[name], state)) for name, state in states.items())
     aspects = {"outputs": outputs, "states": Aspect("exact" if exact else "rounding", text)}
     if judged.state_violations:
         where = "" if judged.first is None else f", first departure at step {judged.first[0]}, neuron {judged.first[1]}"
@@ -148,7 +149,7 @@ def _shown(case: Case, built: Built, answer: Arrays) -> tuple[Graded, oracle.Rec
 def _blind(case: Case, built: Built, answer: Arrays) -> tuple[Graded, oracle.Recording]:
     """A subject that shows no states over time: followed, see `blind`."""
     followed = follow(case.spec, case.x, answer["outputs"])
-    eq, step = oracle.equations(case.spec), followed.trace.step
+    eq, step = followed.eq, followed.trace.step
     unknown = np.where(followed.judged, followed.w_error, np.inf)
     if followed.judged.mean() < _ENOUGH:
         said = f"without its states, {followed.judged.mean():.0%} of its steps can be judged"
@@ -162,6 +163,10 @@ def _blind(case: Case, built: Built, answer: Arrays) -> tuple[Graded, oracle.Rec
         truth, error = (step.w, followed.w_error) if before else (step.v, followed.v_error)
         last = np.where(followed.judged[-1], error[-1], np.inf)
         aspects["final states"] = _numbers("final states", answer["final.v_mem"], truth[-1], last)
+        for name, error in followed.errors.items():
+            last = np.where(followed.judged[-1], error[-1], np.inf)
+            other = _numbers(f"final {name}", answer[f"final.{name}"], followed.recording.states[name][-1], last)
+            aspects["final states"] = max(aspects["final states"], other, key=lambda a: VERDICTS.index(a.verdict))
     return Graded(aspects, np.zeros(0)), followed.recording
 
 
@@ -176,8 +181,10 @@ def _final(case: Case, answer: Arrays) -> Aspect:
 
 def _gradients(case: Case, built: Built, answer: Arrays, recording: oracle.Recording) -> dict[str, Aspect]:
     assert case.grad_output is not None
-    parameters = {**case.spec.parameters, **built.parameters}
-    truth = oracle.gradients(case.spec.replace(parameters=parameters), recording, case.grad_output)
+    changes: dict[str, Any] = {"parameters": {**case.spec.parameters, **built.parameters}}
+    if case.spec.dt is None and built.dt is not None:
+        changes |= {"dt": built.dt, "time_unit": "step"}
+    truth = oracle.gradients(case.spec.replace(**changes), recording, case.grad_output)
     aspects = {}
     for name, given in answer.items():
         if not name.startswith("grad."):
@@ -203,6 +210,9 @@ def grade(case: Case, built: Built, answers: Sequence[Arrays]) -> Graded:
     aspects = graded.aspects
     if shown and "final.v_mem" in answer:
         aspects["final states"] = _final(case, answer)
+    if case.x.dtype == np.float64:
+        coarse = sorted(name for name, array in answer.items() if "." in name and array.dtype != np.float64)
+        aspects["precision"] = Aspect("divergent", f"float32: {', '.join(coarse)}") if coarse else Aspect("exact")
     if case.grad_output is not None:
         if built.gradients:
             aspects["gradients"] = Aspect("unsupported", built.gradients)

@@ -15,9 +15,10 @@ import torch
 from tracetorch import oracle
 from tracetorch.core import spec as spec_module
 from tracetorch.core.forms import FORMS, check_form
-from tracetorch.core.raw import from_raw
+from tracetorch.core.raw import TIMED, from_raw
 from tracetorch.core.spec import CHOICES, JSON_VERSION, PARAMETERS, RAW_FORMS, NeuronSpec, Parameter, SpecError
 from tracetorch.functional.surrogates import SURROGATES, Surrogate
+from tracetorch.oracle import alpha
 
 PAGE = Path(__file__).with_name("semantics.md")
 
@@ -30,6 +31,7 @@ OTHER_FIELDS = {
     "threshold_gradient": "whether the surrogate's gradient also reaches the threshold",
     "dt": "the time step, for sources whose time has a unit; none: time is in steps",
     "time_unit": "the unit of `dt`",
+    "value_unit": "the unit of the membrane's numbers, where the source has one",
     "parameters": "the parameters by name (table below)",
 }
 PARAMETER_MEANINGS = {
@@ -43,6 +45,11 @@ PARAMETER_MEANINGS = {
     "reset_value": ("reset_value", "where the membrane is set to, or what is added to it"),
     "min_v_mem": ("min_v_mem", "lower bound of the membrane"),
     "spike_scale": ("spike_scale", "size of one spike in the output"),
+    "adapt_decay": ("adapt_decay", "decay of the adaptation `n` in one step, of an adaptive threshold"),
+    "adapt_scale": ("adapt_scale", "what the threshold rises by for an adaptation of 1"),
+    "resistance": ("resistance", 'factor of the input gain, with `input_gain="one_minus_decay"`'),
+    "surrogate_scale": ("surrogate_scale", "the surrogate is a function of `(u - theta) / surrogate_scale`"),
+    "initial_v": ("initial_v", 'the stored membrane before the first step, with `initial_state="zero"`'),
 }
 
 INTRODUCTION = """# What a neuron is here: the fields of `NeuronSpec`
@@ -91,39 +98,76 @@ def code(value: object) -> str:
     return f"`{value}`"
 
 
+def _parameters(form: str, choice: Mapping[str, str], optional: Sequence[str]) -> dict[str, Parameter]:
+    """The parameters that some choices need, and the optional ones given, in a raw form that the form reads."""
+    spiking = choice["spike_count"] != "none"
+    needed = {
+        "mem_decay": choice["decay"] == "geometric",
+        "syn_decay": choice["synapse"] != "none",
+        "input_gain": choice["input_gain"] == "value",
+        "threshold": spiking,
+        "reset_amount": choice["reset_amount"] == "value",
+        "reset_value": choice["reset"] in ("value", "add_value") or choice["initial_state"] == "reset_value",
+        "min_v_mem": choice["clamp"] == "after_reset",
+    }
+    found = {}
+    for name in PARAMETERS:
+        if needed.get(name) or (name in optional and name in FORMS[form].parameters):
+            raw = next(iter(FORMS[form].takes.get(name, {"value": None})))
+            # A resetting value of 0, which every form has; a decay whose raw number lies in every raw form's range.
+            number = 0.0 if name in ("reset_value", "leak") else 2.0 if raw == "one_minus_inverse_tau" else 0.5
+            found[name] = Parameter(np.float32(number), raw=raw)
+    return found
+
+
+def _spec(form: str, choice: Mapping[str, str], optional: Sequence[str], surrogate: str) -> NeuronSpec | None:
+    """A spec of these choices, or None where the form or the oracle does not compute it."""
+    try:
+        parameters = _parameters(form, choice, optional)
+        timed = any(parameter.raw in TIMED for parameter in parameters.values())
+        spec = NeuronSpec(
+            form=form,
+            max_spikes=2 if choice["spike_count"] == "limited" else None,
+            refractory_steps=2 if choice["refractory"] == "hold" else None,
+            surrogate=Surrogate(surrogate) if choice["spike_count"] != "none" else None,
+            parameters=parameters,
+            dt=1.0 if timed else None,
+            time_unit="ms" if timed else None,
+            **choice,  # type: ignore[arg-type]
+        )
+        check_form(spec)
+        if not alpha.covers(spec) and not spec.adaptive:
+            oracle.equations(spec)
+    except (SpecError, oracle.OracleError):
+        return None
+    return spec
+
+
+def _contradicts(choice: Mapping[str, str]) -> bool:
+    """Whether no spec can have these choices together: asked first, since they are most of all combinations."""
+    spiking, reset = choice["spike_count"] != "none", choice["reset"]
+    if not spiking:
+        return choice["output"] == "spikes" or reset != "none"
+    return choice["output"] != "spikes" or (reset != "subtract" and choice["reset_amount"] != "threshold")
+
+
+_OPTIONAL = (("bias", "spike_scale"), ("leak",), ("adapt_decay", "adapt_scale"), ())
+
+
 def _specs(form: str) -> Iterator[NeuronSpec]:
     """Every combination of choices that a form accepts, with all the parameters that it needs."""
     allowed = FORMS[form].choices
     fields = {name: [c for c in choices if c in allowed.get(name, choices)] for name, choices in CHOICES.items()}
-    value = Parameter(np.float32(0.5))
-    zero = Parameter(np.float32(0.0))
+    options = [names for names in _OPTIONAL if set(names) <= set(FORMS[form].parameters) or names == _OPTIONAL[0]]
     for chosen in itertools.product(*fields.values()):
         choice = dict(zip(fields, chosen, strict=True))
-        spiking = choice["spike_count"] != "none"
-        optional = {"bias", "spike_scale"} if spiking else set()
-        needed = {
-            "mem_decay": choice["decay"] == "geometric",
-            "syn_decay": choice["synapse"] != "none",
-            "input_gain": choice["input_gain"] == "value",
-            "threshold": spiking,
-            "reset_amount": choice["reset_amount"] == "value",
-            "reset_value": choice["reset"] in ("value", "add_value"),
-            "min_v_mem": choice["clamp"] == "after_reset",
-        }
-        names = [n for n in PARAMETERS if needed.get(n) or (n in optional and n in FORMS[form].parameters)]
-        try:
-            spec = NeuronSpec(
-                form=form,
-                max_spikes=2 if choice["spike_count"] == "limited" else None,
-                surrogate=Surrogate("logistic" if form == "tracetorch.LIB" else "atan") if spiking else None,
-                parameters={name: zero if name == "reset_value" else value for name in names},
-                **choice,
-            )
-            check_form(spec)
-            oracle.equations(spec)
-        except (SpecError, oracle.OracleError):
+        if _contradicts(choice):
             continue
-        yield spec
+        for optional, surrogate in itertools.product(options, ("atan", "logistic")):
+            spec = _spec(form, choice, optional, surrogate)
+            if spec is not None:
+                yield spec
+                break
 
 
 def _has_effect(spec: NeuronSpec, field: str) -> bool:
@@ -159,7 +203,7 @@ def _choices() -> str:
 
 def _computed_raw(name: str) -> str:
     try:
-        from_raw(name, torch.tensor(0.5))
+        from_raw(name, torch.tensor(0.5), dt=1.0)
     except NotImplementedError:
         return "not yet"
     return "yes"

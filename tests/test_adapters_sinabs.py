@@ -4,6 +4,7 @@ import copy
 import io
 import itertools
 
+import numpy as np
 import pytest
 import sinabs.layers as sl
 import snntorch as snn
@@ -14,6 +15,8 @@ from torch import nn
 import tracetorch as tt
 from tracetorch import adapters
 from tracetorch.adapters import sinabs as ours
+from tracetorch.adapters.base import Building, parameters
+from tracetorch.adapters.registry import adapter_of
 from tracetorch.core.spec import Parameter, SpecError
 from tracetorch.functional.surrogates import Surrogate
 
@@ -209,8 +212,12 @@ def test_a_layer_without_spikes_is_read_as_a_membrane():
     spec = adapters.spec(lif(spike_fn=None))
     assert (spec.output, spec.spike_count, spec.reset, spec.surrogate) == ("membrane", "none", "none", None)
     assert "threshold" not in spec.parameters
+    leaky = adapters.build(spec, "snntorch")
+    xs = torch.rand(T, B, N, generator=torch.Generator().manual_seed(4))
+    expected = adapters.build(spec, "sinabs")(xs.transpose(0, 1)).transpose(0, 1)
+    assert bits(torch.stack([leaky(x) for x in xs])) == bits(expected)
     with pytest.raises(adapters.ConversionError, match="output='membrane'"):
-        adapters.build(spec, "snntorch")
+        adapters.build(spec, "snntorch", stock=True)
 
 
 @pytest.mark.parametrize(
@@ -241,10 +248,6 @@ class OwnReset(activation.MembraneSubtract):
     """A subclass of a reset may do anything."""
 
 
-class OwnSurrogate(activation.SingleExponential):
-    """Likewise."""
-
-
 class OwnSpike(activation.SingleSpike):
     """Likewise."""
 
@@ -253,17 +256,30 @@ REFUSED = {
     "spike_fn": (lambda: lif(spike_fn=OwnSpike), ["spike_fn=", "OwnSpike", "SingleSpike, MultiSpike and MaxSpike"]),
     "reset_fn": (lambda: lif(reset_fn=OwnReset()), ["reset_fn=", "OwnReset", "MembraneSubtract and MembraneReset"]),
     "a plain function as reset": (lambda: lif(reset_fn=lambda s, state, t: state), ["reset_fn=", "lambda"]),
-    "surrogate": (lambda: lif(surrogate_grad_fn=OwnSurrogate()), ["surrogate_grad_fn=", "OwnSurrogate", "Gaussian"]),
-    "a lambda as surrogate": (lambda: lif(surrogate_grad_fn=lambda v, t: v), ["surrogate_grad_fn=", "lambda"]),
+    "a spike_fn of an IAF": (lambda: sl.IAF(spike_fn=OwnSpike), ["spike_fn=", "OwnSpike", "tt.fuse"]),
+    "a reset_fn of an ALIF": (
+        lambda: sl.ALIF(tau_mem=5.0, tau_adapt=5.0, reset_fn=OwnReset()),
+        ["reset_fn=", "OwnReset", "tt.fuse"],
+    ),
     "subclass": (lambda: Child(5.0), ["Child", "only LIF"]),
-    "LIFSqueeze": (lambda: sl.LIFSqueeze(batch_size=1, tau_mem=5.0), ["LIFSqueeze", "only LIF"]),
-    "LIFRecurrent": (lambda: sl.LIFRecurrent(5.0, rec_connect=nn.Linear(N, N)), ["LIFRecurrent", "only LIF"]),
-    "IAF": (lambda: sl.IAF(), ["IAF", "only LIF"]),
-    "ALIF": (lambda: sl.ALIF(tau_mem=5.0, tau_adapt=5.0), ["ALIF", "only LIF"]),
-    "ExpLeak": (lambda: sl.ExpLeak(tau_mem=5.0), ["ExpLeak", "only LIF"]),
     "infinite tau": (lambda: lif(tau_mem=float("inf")), ["tau_mem", "not finite"]),
     "half precision": (lambda: lif().half(), ["tau_mem", "float16", "float32 or float64"]),
 }
+
+
+@pytest.mark.parametrize("cls", [sl.LIFRecurrent, sl.ALIFRecurrent, sl.IAFRecurrent])
+def test_a_recurrent_layer_has_no_step_of_its_own(cls):
+    taus = {"tau_mem": 5.0} if cls is not sl.IAFRecurrent else {}
+    taus |= {"tau_adapt": 5.0} if cls is sl.ALIFRecurrent else {}
+    with pytest.raises(SpecError) as caught:
+        adapters.spec(cls(rec_connect=nn.Linear(N, N), **taus))
+    for word in (cls.__name__, "only LIF, IAF, ExpLeak and ALIF", "rec_connect", "tt.convert"):
+        assert word in str(caught.value)
+
+
+def test_a_surrogate_that_is_no_callable_is_refused():
+    with pytest.raises(SpecError, match="surrogate_grad_fn=3"):
+        adapters.spec(lif(surrogate_grad_fn=3))
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -534,6 +550,219 @@ def test_a_carried_beta_is_clamped_as_in_snntorch_with_a_learnable_beta_outside(
     layer = adapters.build(spec, "sinabs")
     assert layer.alpha_mem_calculated == 1
     assert layer.alpha_mem == torch.tensor(1.2)
-    frozen = adapters.build(spec.replace(parameters={**spec.parameters, "mem_decay": Parameter(
-        spec.parameters["mem_decay"].value, False, "clamped")}), "sinabs")
+    frozen = adapters.build(
+        spec.replace(
+            parameters={**spec.parameters, "mem_decay": Parameter(spec.parameters["mem_decay"].value, False, "clamped")}
+        ),
+        "sinabs",
+    )
     assert frozen.alpha_mem_calculated == 1
+
+
+# ---- the other classes -----------------------------------------------------------------------------------------------
+
+ADAPTIVE = {"tau_mem": 6.0, "tau_adapt": 9.0, "adapt_scale": 0.7}
+OTHERS = {
+    "IAF": lambda **o: sl.IAF(**o),
+    "IAF, synapse": lambda **o: sl.IAF(tau_syn=3.0, **o),
+    "LIFSqueeze": lambda **o: sl.LIFSqueeze(batch_size=B, tau_mem=6.0, norm_input=False, **o),
+    "IAFSqueeze": lambda **o: sl.IAFSqueeze(batch_size=B, **o),
+    "ALIF": lambda **o: sl.ALIF(**ADAPTIVE, norm_input=False, **o),
+    "ALIF, synapse": lambda **o: sl.ALIF(**ADAPTIVE, norm_input=False, tau_syn=3.0, **o),
+    "ALIF, alphas": lambda **o: sl.ALIF(**ADAPTIVE, norm_input=False, train_alphas=True, **o),
+}
+
+
+def gradients_of(layer, xs, outputs):
+    """Of the input and of everything trained, from a fixed random gradient of the output, by the spec's names."""
+    named = {n: t for n, t in parameters(adapter_of(layer), layer).items() if t.requires_grad}
+    weights = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(8))
+    found = torch.autograd.grad((outputs * weights).sum(), [xs, *named.values()])
+    return dict(zip(["x", *named], found, strict=True))
+
+
+@pytest.mark.parametrize("spikes", SPIKES)
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_other_classes_are_read_and_the_native_layer_has_their_bits(name, spikes):
+    layer = OTHERS[name](spike_fn=SPIKES[spikes][0], min_v_mem=-0.5)
+    spec = adapters.spec(layer)
+    assert spec.spike_count == SPIKES[spikes][1]
+    assert spec.adaptive == name.startswith("ALIF")
+    assert (spec.decay == "none") == name.startswith("IAF")
+    assert spec.form == ("sinabs.ALIF" if spec.adaptive else "sinabs.LIF")
+    xs = ((torch.rand(T, B, N, generator=torch.Generator().manual_seed(3)) - 0.3) * 1.5).requires_grad_()
+    native = tt.snn.SpecNeuron(spec)
+    theirs, states = adapter_of(layer).trace(layer, xs)
+    grads = gradients_of(layer, xs, theirs)
+    mine, own = adapter_of(native).trace(native, xs)
+    assert 0.02 < (theirs > 0).float().mean() < 0.98
+    assert bits(mine) == bits(theirs)
+    assert set(own) == set(states) == set(spec.states)
+    assert {n: bits(s) for n, s in own.items()} == {n: bits(s) for n, s in states.items()}
+    found = gradients_of(native, xs, mine)
+    assert bits(found["x"]) == bits(grads["x"])
+    assert found.keys() == grads.keys()
+    for key, gradient in grads.items():
+        torch.testing.assert_close(found[key], gradient, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_each_class_is_built_from_its_own_spec(name):
+    layer = OTHERS[name]()
+    spec = adapters.spec(layer)
+    cls = next(c for c in (sl.ALIF, sl.IAF, sl.LIF) if isinstance(layer, c))
+    xs = torch.rand(B, T, N, generator=torch.Generator().manual_seed(3))
+    for is_stock in (False, True):
+        built = adapters.build(spec, "sinabs", stock=is_stock)
+        assert isinstance(built, cls)
+        assert type(built) is cls or not is_stock
+        assert adapters.spec(built) == spec
+        adapter_of(layer).reset(layer)
+        expected = cls.forward(layer, xs) if "Squeeze" in name else layer(xs)
+        assert bits(built(xs)) == bits(expected)
+
+
+def test_the_adaptation_really_adapts():
+    layer = OTHERS["ALIF"]()
+    xs = torch.full((T, 1, 1), 0.4)
+    _, states = adapter_of(layer).trace(layer, xs)
+    assert states["adaptation"][-1] > 0.05
+    fixed = adapters.spec(layer)
+    plain = {n: p for n, p in fixed.parameters.items() if not n.startswith("adapt_")}
+    lif_like = tt.snn.SpecNeuron(fixed.replace(form="sinabs.LIF", parameters=plain))
+    assert lif_like.unroll(xs).sum() > layer(xs.transpose(0, 1)).sum() + 5
+
+
+@pytest.mark.parametrize("name", ["ALIF", "ALIF, synapse", "ALIF, alphas"])
+def test_a_built_alif_copies_faithfully_where_sinabs_s_own_does_not(name):
+    """sinabs 3.1.3 forgets norm_input=False in a copy, and cannot copy train_alphas without a synapse."""
+    built = adapters.build(adapters.spec(OTHERS[name]()), "sinabs")
+    twin = copy.deepcopy(built)
+    assert type(twin) is type(built)
+    assert not twin.norm_input
+    assert adapters.spec(twin) == adapters.spec(built)
+    assert not {p.data_ptr() for p in twin.parameters()} & {p.data_ptr() for p in built.parameters()}
+
+
+def test_an_alif_has_no_counterpart_in_snntorch():
+    with pytest.raises(adapters.ConversionError) as caught:
+        adapters.build(adapters.spec(OTHERS["ALIF"]()), "snntorch")
+    assert caught.value.field == "adapt_scale"
+    assert "to='tracetorch'" in caught.value.remedy
+
+
+def test_the_current_that_an_alif_scales_is_what_its_synapse_keeps():
+    spec = adapters.spec(sl.ALIF(**ADAPTIVE, tau_syn=3.0))
+    assert spec.input_gain == "one_minus_decay_kept"
+    building = Building("(one layer)", "sinabs")
+    ours.build(spec, building)
+    assert any("keeps the scaled current" in note.text for note in building.notes)
+
+
+# ---- what snnTorch has and sinabs has not ----------------------------------------------------------------------------
+
+SYNAPTIC = {"alpha": 0.8, "beta": 0.7, "init_hidden": True, "learn_alpha": True, "learn_beta": True}
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"reset_mechanism": "none"}, {"reset_mechanism": "zero", "reset_delay": False}]
+)
+def test_a_synaptic_becomes_a_lif_with_a_synapse_before_it(options):
+    layer = snn.Synaptic(**SYNAPTIC, **options)
+    spec = adapters.spec(layer)
+    built = adapters.build(spec, "sinabs")
+    assert isinstance(built, ours.LIF)
+    assert built.synapse == "decay_then_add"
+    xs = torch.rand(T, B, N, generator=torch.Generator().manual_seed(6)) * 0.4
+    theirs, states = adapter_of(layer).trace(layer, xs)
+    mine, own = adapter_of(built).trace(built, xs)
+    assert 0.02 < theirs.mean() < 0.98
+    assert (mine != theirs).float().mean() < 0.005
+    assert bits(own["i_syn"]) == bits(states["i_syn"])
+    twin = copy.deepcopy(built)
+    assert adapters.spec(twin) == adapters.spec(built)
+    adapter_of(twin).reset(twin)
+    with torch.no_grad():
+        halves = [twin(part) for part in xs.transpose(0, 1).split(T // 2, 1)]
+    whole = adapter_of(built).trace(built, xs)[0].transpose(0, 1)
+    twin_states = dict(twin.named_buffers())
+    assert bits(torch.cat(halves, 1)) == bits(whole)
+    assert bits(twin_states["i_syn"]) == bits(own["i_syn"][-1])
+    with pytest.raises(adapters.ConversionError) as caught:
+        adapters.build(spec, "sinabs", stock=True)
+    assert caught.value.field == "synapse"
+    assert "stock=False" in caught.value.remedy
+
+
+def test_an_input_gain_is_a_constant_before_the_layer():
+    spec = adapters.spec(snn.Lapicque(beta=0.9, reset_mechanism="subtract"))
+    built = adapters.build(spec, "sinabs")
+    assert built.input_gain.item() == spec.parameters["input_gain"].value
+    assert not built.input_gain.requires_grad
+    assert adapters.spec(built).input_gain == "value"
+    with pytest.raises(adapters.ConversionError, match="input_gain='value'"):
+        adapters.build(spec, "sinabs", stock=True)
+
+
+def test_a_reset_to_a_value_is_a_reset_of_ours():
+    spec = adapters.spec(lif(spike_fn=activation.SingleSpike, reset_fn=activation.MembraneReset()))
+    values = {**spec.parameters, "reset_value": Parameter(np.float32(-0.25))}
+    for gradient in ("attached", "detached", "membrane_stopped"):
+        wanted = spec.replace(reset="value", reset_gradient=gradient, parameters=values)
+        built = adapters.build(wanted, "sinabs")
+        assert adapters.spec(built) == wanted
+        xs = torch.rand(B, T, N, generator=torch.Generator().manual_seed(2)) * 4
+        native = tt.snn.SpecNeuron(wanted)
+        assert bits(built(xs)) == bits(native.unroll(xs, time_dim=1))
+        with pytest.raises(adapters.ConversionError):
+            adapters.build(wanted, "sinabs", stock=True)
+
+
+# ---- callables of the user's own -------------------------------------------------------------------------------------
+
+
+def own_surrogate(v, threshold):
+    """A `surrogate_grad_fn` that nobody has a name for."""
+    return 1 / (1 + (3 * (v - threshold)) ** 4)
+
+
+@pytest.mark.parametrize("to", ["tracetorch", "snntorch", "sinabs"])
+def test_a_surrogate_of_one_s_own_is_carried_as_it_is(to):
+    layer = lif(surrogate_grad_fn=own_surrogate, spike_fn=activation.SingleSpike, tau_syn=None)
+    spec = adapters.spec(layer)
+    assert spec.surrogate.function is own_surrogate
+    xs = torch.rand(B, T, N, generator=torch.Generator().manual_seed(2)) * 3
+    row = adapters.convert(nn.Sequential(layer), to=to, sample=xs).report[0]
+    assert "own_surrogate" in row.reason
+    assert row.gradient == "opaque"
+    assert row.gradient_error < 1e-4
+    if to == "sinabs":
+        assert adapters.build(spec, to).surrogate_grad_fn is own_surrogate
+
+
+@pytest.mark.parametrize("name", ["IAF", "ALIF", "IAF, synapse"])
+def test_a_fused_twin_is_read_as_its_original(name):
+    layer = OTHERS[name]()
+    twin = tt.fuse(nn.Sequential(layer))[0]
+    assert type(twin) is not type(layer)
+    assert adapters.spec(twin) == adapters.spec(layer)
+    assert adapters.spec(tt.fuse(nn.Sequential(lif()))[0]) == adapters.spec(lif())
+
+
+@pytest.mark.parametrize("alphas", [False, True])
+def test_one_optimizer_step_on_both_sides_gives_the_same_parameters(alphas):
+    """tau as tau and alpha as alpha, in the native layer."""
+    layer = sl.LIF(6.0, tau_syn=3.0, train_alphas=alphas)
+    target = adapters.build(adapters.spec(layer), "tracetorch")
+    xs = torch.rand(T, B, N, generator=torch.Generator().manual_seed(6)) * 3
+    for module in (layer, target):
+        adapter_of(module).trace(module, xs)[0].mean().backward()
+        torch.optim.SGD(module.parameters(), lr=0.1).step()
+    before, after = adapters.spec(layer), adapters.spec(target)
+    assert (
+        before.parameters["mem_decay"].value
+        != adapters.spec(sl.LIF(6.0, train_alphas=alphas)).parameters["mem_decay"].value
+    )
+    for key in ("mem_decay", "syn_decay"):
+        assert before.parameters[key].raw == after.parameters[key].raw
+        np.testing.assert_allclose(after.parameters[key].value, before.parameters[key].value, rtol=1e-6)

@@ -64,11 +64,18 @@ def test_in_process_and_as_a_child_the_verdicts_are_identical(tmp_path, planted)
     assert there.ok == here.ok == (planted == "")
 
 
+def test_a_dtype_that_a_child_refuses_in_its_run_is_unsupported(tmp_path):
+    refuses = "from tracetorch.conformance import Unsupported; raise Unsupported('dtype', str(x.dtype), 'none')"
+    with child(tmp_path, SERVED.format(fault=refuses, planted="")) as subject:
+        [row] = conformance.run([subject], ["double"]).rows
+    assert (row.verdict, row.text) == ("unsupported", "dtype='float64': none")
+
+
 def test_a_subject_of_the_package_as_a_child():
     command = [sys.executable, "-W", "error", "-m", "tracetorch.conformance", "tracetorch"]
     with ChildSubject(command) as subject:
-        there = conformance.run([subject], ["comparison", "bias", "decay.none", "gradient-mem-decay"])
-    here = conformance.run(["tracetorch"], ["comparison", "bias", "decay.none", "gradient-mem-decay"])
+        there = conformance.run([subject], ["comparison", "refractory.hold", "decay.none", "gradient-mem-decay"])
+    here = conformance.run(["tracetorch"], ["comparison", "refractory.hold", "decay.none", "gradient-mem-decay"])
     assert words(there) == words(here)
     assert {r.verdict for r in there.rows} == {"exact", "rounding", "unsupported"}
 

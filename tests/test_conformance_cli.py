@@ -58,14 +58,15 @@ def test_by_default_all_that_run_here_are_graded_and_the_others_named(capsys, mo
     original = conformance.subject
 
     def without_sinabs(name):
-        if name == "sinabs":
-            raise ImportError("sinabs is not installed")
+        if name in ("sinabs", "brainpy"):
+            raise ImportError(f"{name} is not installed")
         return original(name)
 
     monkeypatch.setattr(conformance, "subject", without_sinabs)
     assert main(["conformance", "--cases", "comparison"]) == 0
     printed = capsys.readouterr()
     assert "left out: sinabs: sinabs is not installed" in printed.err
+    assert "left out: brainpy: brainpy is not installed" in printed.err
     assert {"tracetorch", "tracetorch-cpu", "snntorch"} <= set(printed.out.splitlines()[0].split())
     assert "sinabs" not in printed.out.splitlines()[0]
 
@@ -109,7 +110,9 @@ def test_importing_the_suite_loads_no_framework():
         "import sys, tracetorch.conformance as c; c.catalogue(); print(sorted({n.split('.')[0] for n in sys.modules}))"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
-    assert not {"snntorch", "sinabs", "norse", "spikingjelly", "triton", "pytest", "samna"} & set(eval(done.stdout))
+    assert not {"snntorch", "sinabs", "norse", "spikingjelly", "brainpy", "jax", "triton", "pytest", "samna"} & set(
+        eval(done.stdout)
+    )
 
 
 # ---------------------------------------------------------------- the page

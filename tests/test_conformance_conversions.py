@@ -16,11 +16,16 @@ NAMES = [
     *("comparison-strict", "comparison-inclusive", "reset-value", "reset-subtract", "reset-add-value", "reset-none"),
     *("timing-after-decay", "timing-residual-subtract", "timing-before-decay", "count-multiple", "count-limited"),
     *("gain-one-minus-decay", "clamp-after-reset", "synapse-add-then-decay", "spike-scale", "amount-value"),
+    *("synapse-difference", "synapse-difference-value", "adaptation"),
     *("decay-geometric", "per-neuron", "raw-value", "raw-clamped", "raw-exp-tau", "raw-softplus"),
     *("gradient-attached", "gradient-detached", "gradient-detached-value", "gradient-attached-residual"),
     *("gradient-mem-decay-per-neuron", "gradient-threshold", "gradient-no-threshold", "gradient-input"),
     *("surrogate-atan", "surrogate-single-exponential", "surrogate-gaussian", "surrogate-triangular"),
 ]
+
+
+# Whose whole networks are converted too.
+WHOLE = ("tracetorch", "sinabs", "snntorch")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -33,28 +38,44 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def carried():
-    return conversions(cases=[*NAMES, "infinite"])
+    cases = [*NAMES, "infinite"]
+    groups = [conversions(group, cases) for group in (WHOLE, ("tracetorch", "spikingjelly", "norse"))]
+    return Conversions(tuple(FRAMEWORKS), [row for group in groups for row in group.rows])
 
 
-def held(found, cases, least):
+# Whose own classes express few of the cases.
+FEW = {"brainpy": 20, "norse": 1}
+
+
+def held(found, pairs, cases, least):
     """Every conversion is exact, rounding, refused or known, and to the native layers it is exact."""
     assert found.ok, found.matrix()
-    assert len(found.rows) == 6 * cases
-    for source in FRAMEWORKS:
-        for target in FRAMEWORKS:
-            own = [r for r in found.rows if (r.source, r.target) == (source, target)]
-            assert source == target or sum(r.there in ("exact", "rounding") for r in own) >= least
+    assert len({(r.source, r.target) for r in found.rows}) == pairs
+    assert len(found.rows) == pairs * cases
+    for source, target in {(r.source, r.target) for r in found.rows}:
+        own = [r for r in found.rows if (r.source, r.target) == (source, target)]
+        wanted = FEW.get(source, 20 if target == "brainpy" else least)
+        assert sum(r.there in ("exact", "rounding") for r in own) >= wanted, (source, target)
     native = [r for r in found.rows if r.target == "tracetorch" and r.there]
-    assert {r.there for r in native} == {r.back for r in native} == {"exact"}
+    # brainpy's step in XLA rounds otherwise than torch's.
+    assert {r.there for r in native if r.source != "brainpy"} <= {"exact"}
+    assert {r.back for r in native} == {"exact"}
 
 
 def test_every_conversion_is_exact_rounding_refused_or_known(carried):
-    held(carried, len(NAMES) + 1, 15)
+    held(carried, 12, len(NAMES) + 1, 10)
 
 
 @pytest.mark.sweep
 def test_so_it_is_in_every_case():
-    held(conversions(), len(catalogue()), 50)
+    held(conversions([name for name in FRAMEWORKS if name != "brainpy"]), 20, len(catalogue()), 50)
+
+
+@pytest.mark.sweep
+def test_so_it_is_with_brainpy():
+    pytest.importorskip("brainpy")
+    groups = [conversions(["brainpy", other]).rows for other in FRAMEWORKS if other != "brainpy"]
+    held(Conversions(tuple(FRAMEWORKS), [row for rows in groups for row in rows]), 10, len(catalogue()), 50)
 
 
 def test_the_checkers_reject(carried):
@@ -69,7 +90,7 @@ def test_the_checkers_reject(carried):
     assert not Converted("sinabs", "snntorch", "reset-value", "divergent", "exact").known
     assert "sinabs -> snntorch" in carried.matrix()
     with pytest.raises(ValueError, match="cannot be carried"):
-        conversions(["brainpy"])
+        conversions(["nothing"])
 
 
 def test_an_adapter_that_drops_a_choice_is_found(monkeypatch):
@@ -106,7 +127,7 @@ def converted(source, layer, case, target):
     return row.forward, row.gradient
 
 
-@pytest.mark.parametrize("source", FRAMEWORKS)
+@pytest.mark.parametrize("source", WHOLE)
 def test_what_convert_reports_is_what_the_suite_measures(carried, source):
     compared, slopes = [], []
     for name in NAMES:
@@ -116,7 +137,7 @@ def test_what_convert_reports_is_what_the_suite_measures(carried, source):
             subject.build(case.spec.to_dict())
         except conformance.Unsupported:
             continue
-        for target in FRAMEWORKS:
+        for target in WHOLE:
             if target == source:
                 continue
             [row] = [r for r in carried.rows if (r.source, r.target, r.case) == (source, target, name)]
@@ -134,7 +155,18 @@ def test_what_convert_reports_is_what_the_suite_measures(carried, source):
     assert "exact" in slopes
 
 
-def test_the_command(capsys):
+def test_the_command_carries_between_those_that_are_installed(capsys, monkeypatch):
+    original = conformance.subject
+
+    def without(name):
+        if name in ("spikingjelly", "norse", "brainpy"):
+            raise ImportError(f"{name} is not installed")
+        return original(name)
+
+    monkeypatch.setattr(conformance, "subject", without)
     assert main(["conformance", "--conversions", "--cases", "comparison", "infinite"]) == 0
-    assert "snntorch -> sinabs" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "snntorch -> sinabs" in printed.out
+    assert "brainpy" not in printed.out
+    assert "left out: brainpy: brainpy is not installed" in printed.err
     assert main(["conformance", "--conversions", "--subjects", "nothing"]) == 2

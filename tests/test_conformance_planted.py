@@ -26,6 +26,9 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
+KEPT = ("i_syn", "i_exc", "i_inh", "adaptation", "pending", "left")
+
+
 class Planted:
     """Every choice that has a case, in float32, from the equations and not from our forms; and one fault.
 
@@ -61,6 +64,13 @@ class Planted:
             value = 1 - 1 / raw if f == "first order" else torch.exp(-1 / raw)
         elif form == "sigmoid":
             value = torch.sigmoid(raw) ** 2 if f == "another sigmoid" else torch.sigmoid(raw)
+        elif form in ("exp_dt_tau", "one_minus_dt_rate"):
+            dt = 1.0 if f == "dt ignored" else self.spec.dt
+            value = torch.exp(-dt / raw) if form == "exp_dt_tau" else 1 - dt * raw
+        elif form == "one_minus_inverse_tau":
+            value = torch.exp(-1 / raw) if f == "exp for Euler" else 1 - 1 / raw
+        elif form == "one_minus_sigmoid":
+            value = torch.sigmoid(raw) if f == "sigmoid for its complement" else 1 - torch.sigmoid(raw)
         elif form == "softplus":
             value = torch.exp(raw) if f == "exp for softplus" else torch.nn.functional.softplus(raw)
         else:
@@ -89,13 +99,23 @@ class Planted:
         if self.fault in ("no gradient to the threshold", "gradient to the threshold"):
             reaches = self.fault == "gradient to the threshold"
         z = v - (learned if reaches else learned.detach())
-        at = (v.detach() - theta.detach()).double().numpy()
+        scale = 1.0 if self.fault == "no surrogate scale" else self.value("surrogate_scale", 1.0).item()
+        at = (v.detach() - theta.detach()).double().numpy() / scale
         with np.errstate(all="ignore"):
             slope = DERIVATIVES[name](at, theta.detach().double().numpy(), **options)
-        return count + torch.from_numpy(np.array(slope)).float() * (z - z.detach())
+        return count + torch.from_numpy(np.array(slope) / scale).float() * (z - z.detach())
+
+    def smooth(self, z: Tensor) -> Tensor:
+        """The function that the surrogate, with its default parameters, is the derivative of."""
+        assert self.spec.surrogate is not None
+        if self.spec.surrogate.name == "logistic":
+            return torch.sigmoid(4 * z)
+        return torch.atan(torch.pi * z) / torch.pi + 0.5
 
     def count(self, v: Tensor, theta: Tensor) -> Tensor:
         spec, f = self.spec, self.fault
+        if spec.spike_count == "smooth":
+            return (v > theta).float()
         if spec.spike_count == "single" and f != "several spikes":
             strict = (spec.comparison == ">") != (f == "the other comparison")
             return (v > theta if strict else v >= theta).float()
@@ -111,16 +131,20 @@ class Planted:
         kind = spec.reset
         if f.startswith("reset: "):
             kind = f.removeprefix("reset: ")
-        attached = spec.reset_gradient == "attached"
+        attached = spec.reset_gradient != "detached"
         if f in ("attached", "detached"):
             attached = f == "attached"
         s = s if attached else s.detach()
         to = torch.tensor(0.0) if f == "reset to 0" else self.value("reset_value", 0.0)
+        if spec.spike_count == "smooth" and kind == "value":
+            return s * to + (1 - s) * u
         once = s + (s.detach().clamp(max=1) - s.detach())
         if kind == "subtract":
             return u - s * amount * (2 if f == "double reset" else 1)
         if kind == "value":
             kept = torch.where(once.detach() > 0, to.expand_as(u), u)
+            if spec.reset_gradient == "membrane_stopped" and f not in ("attached", "detached"):
+                kept = kept.detach() + (u - u.detach()) + once.detach() * (to - to.detach())
             return kept + (once - once.detach()) * (to - u).detach().nan_to_num(0, 0, 0)
         if kind == "add_value":
             return torch.where(s.detach() == 0, u, torch.zeros_like(u)) + to
@@ -128,7 +152,11 @@ class Planted:
 
     def step(self, x: Tensor, state: dict[str, Tensor]) -> Tensor:
         spec, f = self.spec, self.fault
-        a, theta, bias = self.value("mem_decay", 1.0), self.value("threshold", 1.0), self.value("bias", 0.0)
+        if spec.synapse == "difference_of_exponentials":
+            return self.difference(x, state)
+        a, bias = self.value("mem_decay", 1.0), self.value("bias", 0.0)
+        fixed = self.value("threshold", 1.0)
+        theta = fixed if f == "threshold not raised" else fixed + self.value("adapt_scale", 0.0) * state["adaptation"]
         if f == "leaks" and spec.decay == "none":
             a = torch.tensor(0.99)
         v = state["v_mem"]
@@ -136,15 +164,18 @@ class Planted:
             x = x.nan_to_num(0.0)
         if f == "infinity by product" and torch.isinf(x).any():
             x = torch.where(torch.isinf(x), x * 0, x)
-        i = self.current(x, state)
-        b = {"one": torch.tensor(1.0), "one_minus_decay": 1 - a, "value": self.value("input_gain", 1.0)}[
-            spec.input_gain
-        ]
+        gain = spec.input_gain
+        if gain == "one_minus_decay_kept":
+            gain = "one_minus_decay" if f == "gain not kept" else "one"
+        i = self.current(x, state, (1 - a) if spec.input_gain != gain and gain == "one" else torch.tensor(1.0))
+        b = {"one": torch.tensor(1.0), "one_minus_decay": 1 - a, "value": self.value("input_gain", 1.0)}[gain]
         if f in ("gain of 1 - a", "gain of 1"):
             b = 1 - a if f == "gain of 1 - a" else torch.tensor(1.0)
+        b = b if f == "no resistance" else b * self.value("resistance", 1.0)
         drive = b * i + (0.0 if f == "no leak" else (1 - a) * self.value("leak", 0.0))
         over = spec.reset_amount == "threshold_over_decay"
         amount = theta / a if over != (f == "the other amount") else theta
+        amount = fixed if f == "reset not raised" and spec.adaptive else amount
         if spec.reset_amount == "value" and f != "amount of the threshold":
             amount = self.value("reset_amount", 0.0)
         pending, timing = state["pending"], spec.reset_timing
@@ -156,27 +187,56 @@ class Planted:
             v = (1 - r) * v if spec.reset == "value" else v
         if timing == "next_step_before_decay":
             v = self.reset(v, pending, amount)
+        held = (state["left"] > 0) if f != "not held" else torch.zeros_like(v, dtype=torch.bool)
         if f == "gradient cut in time":
             v = v.detach()
         quiet = (x == 0) if f == "decays with input alone" else torch.zeros_like(x, dtype=torch.bool)
         u = a * (v + drive) if f == "input decays too" else torch.where(quiet, v, a * v) + drive
         if timing == "next_step_after_decay":
             u = self.reset(u, pending, amount)
+        if timing == "next_step_discards_input":
+            u = torch.where(pending.detach() > 0, self.value("reset_value", 0.0) + 0 * u.detach(), u)
+        u = torch.where(held, v, u)
         if timing == "same_step_residual" and spec.reset == "subtract":
             u = u - r * theta
         if f == "flush to zero":
             u = torch.where((u.abs() < 1.1754944e-38) & (u != 0), torch.zeros_like(u), u)
         return self.emit(u, r, state, (theta, bias, amount), timing)
 
-    def current(self, x: Tensor, state: dict[str, Tensor]) -> Tensor:
-        f, old = self.fault, state["i_syn"]
-        if self.spec.synapse == "none":
-            i = 0.25 * old + x if f == "a synapse" else x
+    def difference(self, x: Tensor, state: dict[str, Tensor]) -> Tensor:
+        """A difference of exponentials with its two resets, which the spike of the last step brings about."""
+        f, theta, n = self.fault, self.value("threshold", 1.0), state["i_inh"]
+        a_s, a = self.value("syn_decay", 0.0), self.value("mem_decay", 1.0)
+        k = 1.0 if f == "no k" else 1 + torch.log(a_s) / (torch.log(a) - torch.log(a_s))
+        if f == "k a constant":
+            k = k.detach()
+        r = state["pending"].detach()
+        rise, fall = a_s * state["i_exc"] + x, a * n - x
+        v = k * (rise + fall)
+        if self.spec.reset == "value":
+            v = (1 - r) * v
+            rise, fall = (rise, fall) if f == "currents not reset" else ((1 - r) * rise, (1 - r) * fall)
         else:
-            decay = self.value("syn_decay", 0.0)
-            i = decay * old + x if f == "decay then add" else decay * (old + x)
+            v = v + r * (0 if f == "old current not added" else n)
+            rise, fall = (rise, fall) if f == "currents not reset" else (rise - r * theta, (1 - r) * fall)
+        state |= {"i_exc": rise, "i_inh": fall, "v_mem": v}
+        state["pending"] = self.surrogate(self.count(v, theta), v, theta, theta)
+        return state["pending"]
+
+    def current(self, x: Tensor, state: dict[str, Tensor], gain: Tensor) -> Tensor:
+        f, old, kind = self.fault, state["i_syn"], self.spec.synapse
+        kind = f.removeprefix("synapse: ") if f.startswith("synapse: ") and kind != "none" else kind
+        decay = self.value("syn_decay", 0.0)
+        if kind == "none":
+            i = j = 0.25 * old + x if f == "a synapse" else x
+        elif kind == "read_then_decay":
+            i, j = decay * (old + x), old + x
+        elif kind == "moving_average":
+            i = j = decay * old + (1 - decay) * x
+        else:
+            i = j = gain * (decay * old + x if kind == "decay_then_add" else decay * (old + x))
         state["i_syn"] = i
-        return i
+        return j
 
     def emit(self, u: Tensor, r: Tensor, state: dict[str, Tensor], numbers: tuple[Tensor, ...], timing: str) -> Tensor:
         spec, f = self.spec, self.fault
@@ -189,7 +249,8 @@ class Planted:
         n = self.count(u, level)
         if f == "refractory":
             n = torch.where(state["pending"].detach() > 0, torch.zeros_like(n), n)
-        s = self.surrogate(n, u, level, level)
+        smooth = spec.spike_count == "smooth" and f != "hard for smooth"
+        s = self.smooth(u - level) if smooth else self.surrogate(n, u, level, level)
         scale = torch.ones(()) if f == "no scale" else self.value("spike_scale", 1.0)
         if f == "clamp before reset" and spec.clamp == "after_reset":
             u = torch.maximum(u, self.value("min_v_mem", 0.0))
@@ -205,7 +266,15 @@ class Planted:
         low = torch.tensor(0.0) if f == "clamp at 0" else self.value("min_v_mem", 0.0)
         if (spec.clamp == "after_reset" and f not in ("clamp before reset", "no clamp")) or f == "clamp at 0":
             v = torch.where(v > low, v, low + 0 * v)
+        steps = min(spec.refractory_steps or 0, 1 if f == "held one step" else 9)
+        state["left"] = torch.where(s.detach() > 0, torch.tensor(float(steps)), state["left"] - 1)
         state["v_mem"], state["pending"] = v, s
+        if spec.adaptive:
+            decay, before = self.value("adapt_decay", 0.0), state["adaptation"]
+            raised = s.detach() if f == "adaptation detached" else s
+            state["adaptation"] = decay * before + (1.0 if f == "a whole spike" else 1 - decay) * raised
+            if f == "adapts at once":
+                state["adaptation"] = decay * (before + (1 - decay) * raised)
         return u if f == "membrane for spikes" else s * scale
 
     # ---- a run
@@ -217,8 +286,14 @@ class Planted:
             for n, p in self.spec.parameters.items()
         }
         xs = torch.tensor(x, requires_grad=grad_output is not None)
+        if f in ("float32", "rounded to float32"):
+            xs = xs.float() if f == "float32" else xs.float().double()
         start = torch.full(x.shape[1:], 0.25 if f == "starts at 1/4" else 0.0)
-        state = {"v_mem": start, "i_syn": torch.zeros(x.shape[1:]), "pending": torch.zeros(x.shape[1:])}
+        if self.spec.initial_state != "zero" and f != "starts at 0":
+            start = start + self.p[self.spec.initial_state].detach()
+        if "initial_v" in self.p and f != "initial_v ignored":
+            start = start + self.p["initial_v"].detach()
+        state = {"v_mem": start, **{name: torch.zeros(x.shape[1:]) for name in KEPT}}
         if f == "goes on from the last run" and self.left:
             state = self.left
         outputs, shown = [], {name: [] for name in self.spec.states}
@@ -272,11 +347,16 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "output.spikes": ("membrane for spikes",),
     "output.membrane": ("rectified",),
     "synapse.none": ("a synapse",),
-    "synapse.add_then_decay": ("decay then add",),
+    "synapse.decay_then_add": ("synapse: add_then_decay",),
+    "synapse.add_then_decay": ("synapse: decay_then_add",),
+    "synapse.read_then_decay": ("synapse: decay_then_add", "synapse: add_then_decay"),
+    "synapse.moving_average": ("synapse: decay_then_add",),
+    "synapse.difference_of_exponentials": ("no k", "k a constant", "currents not reset", "old current not added"),
     "decay.none": ("leaks",),
     "decay.geometric": ("input decays too",),
     "input_gain.one": ("gain of 1 - a",),
     "input_gain.one_minus_decay": ("gain of 1",),
+    "input_gain.one_minus_decay_kept": ("gain not kept",),
     "input_gain.value": ("gain of 1",),
     "comparison.strict": ("the other comparison",),
     "comparison.inclusive": ("the other comparison",),
@@ -284,6 +364,7 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "spike_count.single": ("several spikes",),
     "spike_count.multiple": ("one spike", "round for trunc"),
     "spike_count.limited": ("limit ignored", "one spike"),
+    "spike_count.smooth": ("hard for smooth",),
     "reset.none": ("reset: subtract",),
     "reset.subtract": ("reset: value", "reset: none", "double reset"),
     "reset.value": ("reset: subtract", "reset to 0", "reset: none"),
@@ -295,15 +376,24 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "reset_timing.same_step_residual": ("timing: same_step",),
     "reset_timing.next_step_before_decay": ("timing: next_step_after_decay",),
     "reset_timing.next_step_after_decay": ("timing: next_step_before_decay", "timing: same_step"),
+    "reset_timing.next_step_discards_input": ("timing: next_step_before_decay",),
     "reset_gradient.attached": ("detached",),
     "reset_gradient.detached": ("attached",),
+    "reset_gradient.membrane_stopped": ("attached", "detached"),
     "clamp.none": ("clamp at 0",),
     "clamp.after_reset": ("clamp before reset", "no clamp"),
     "refractory.none": ("refractory",),
+    "refractory.hold": ("not held", "held one step"),
     "initial_state.zero": ("starts at 1/4",),
+    "initial_state.leak": ("starts at 0",),
+    "initial_state.reset_value": ("starts at 0", "starts at 1/4"),
     "raw.value": ("sigmoid of a value",),
     "raw.clamped": ("not clamped", "gradient through the clamp"),
     "raw.exp_tau": ("first order",),
+    "raw.exp_dt_tau": ("dt ignored",),
+    "raw.one_minus_inverse_tau": ("exp for Euler",),
+    "raw.one_minus_dt_rate": ("dt ignored",),
+    "raw.one_minus_sigmoid": ("sigmoid for its complement",),
     "raw.sigmoid": ("another sigmoid",),
     "raw.softplus": ("exp for softplus",),
     **{f"surrogate.{name}": ("another surrogate",) for name in SURROGATES},
@@ -311,6 +401,12 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "parameter.leak": ("no leak",),
     "parameter.bias": ("no bias", "bias in the membrane"),
     "parameter.spike_scale": ("no scale",),
+    "parameter.resistance": ("no resistance",),
+    "parameter.initial_v": ("initial_v ignored",),
+    "parameter.adaptation": (
+        *("threshold not raised", "reset not raised", "adaptation detached", "a whole spike", "adapts at once"),
+    ),
+    "parameter.surrogate_scale": ("no surrogate scale",),
     "gradient.input": ("gradient cut in time", "gradient of the input halved"),
     "gradient.mem_decay": ("decay not learned", "mean over the batch"),
     "gradient.threshold": ("no gradient to the threshold",),
@@ -329,6 +425,7 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "number.silence": ("decays with input alone",),
     "number.denormal": ("flush to zero",),
     "number.infinite": ("infinity by product",),
+    "number.double": ("float32", "rounded to float32"),
     "number.nan": ("NaN as 0",),
 }
 PLANTED = [(requirement, fault) for requirement, faults in FAULTS.items() for fault in faults]
@@ -376,17 +473,40 @@ def test_the_planted_parameters_are_those_of_the_spec():
 ISOLATED = {
     "1,024 steps": {"shape.long"},
     "NaN as 0": {"number.nan"},
-    "attached": {"reset_gradient.detached", "gradient", "raw", "surrogate", "state.gradient", "shape.every_element"},
+    "attached": {
+        "reset_gradient.detached",
+        "reset_gradient.membrane_stopped",
+        "parameter.surrogate_scale",
+        "gradient",
+        "raw",
+        "surrogate",
+        "synapse",
+        "state.gradient",
+        "shape.every_element",
+    },
     "clamp before reset": {"clamp.after_reset"},
-    "decay then add": {"synapse.add_then_decay"},
+    "held one step": {"refractory.hold"},
+    "adaptation detached": {"parameter.adaptation"},
+    "currents not reset": {"synapse.difference_of_exponentials"},
+    "k a constant": {"synapse.difference_of_exponentials"},
+    "reset not raised": {"parameter.adaptation"},
+    "gain not kept": {"input_gain.one_minus_decay_kept", "parameter.adaptation"},
+    "hard for smooth": {"spike_count.smooth"},
+    "starts at 0": {"initial_state"},
+    "synapse: decay_then_add": {"synapse", "input_gain.one_minus_decay_kept", "parameter.adaptation"},
     "flush to zero": {"number.denormal"},
     "goes on from the last run": {"state.fresh"},
     "gradient through the clamp": {"raw.clamped"},
-    "gradient to the threshold": {"gradient.no_threshold"},
+    "gradient to the threshold": {"gradient.no_threshold", "parameter.adaptation"},
     "last gradient skipped": {
         "gradient",
         "raw",
         "surrogate",
+        "synapse",
+        "refractory.hold",
+        "parameter.adaptation",
+        "parameter.surrogate_scale",
+        "spike_count.smooth",
         "reset_gradient",
         "state.gradient",
         "shape.every_element",

@@ -34,6 +34,7 @@ PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))
 EXECUTED = [
     ROOT / "CONTRIBUTING.md",
     *(ROOT / "docs" / name for name in ("architecture.md", "engine.md", "choosing-a-layer.md", "single-neuron.md")),
+    ROOT / "docs" / "online-learning.md",
 ]
 
 Row = dict[str, str]

@@ -25,7 +25,7 @@ from torch import nn
 import tracetorch as tt
 from tests.fuse_cases import CASES, LONG, Case, leaky, run_sinabs
 from tracetorch import adapters
-from tracetorch.adapters.twin import Twin
+from tracetorch.adapters.fusing.twin import Twin
 from tracetorch.fused import compiler, sequence
 from tracetorch.fused.reads import read
 from tracetorch.fused.sequence import FuseWarning

@@ -21,7 +21,8 @@ PEERS = {
     "sinabs": {"sinabs"},
     "norse": {"norse"},
     "spikingjelly": {"spikingjelly"},
-    "brainpy": {"brainpy", "brainpy_state", "brainstate", "jax", "saiunit"},
+    "brainpy": {"brainpy", "brainpy_state", "brainstate", "braintools", "brainunit", "jax", "saiunit"},
+    "jax": {"brainstate", "jax", "saiunit"},
     "nir": {"nir", "nirtorch"},
 }
 ALL_PEERS = set().union(*PEERS.values())
@@ -30,6 +31,7 @@ NEVER_LOADED = ALL_PEERS | {"samna", "sklearn", "matplotlib", "rich"}
 # The demo is a user's script that ships with the package: it trains a snnTorch network on scikit-learn's digits.
 CLI_THIRD_PARTY = {
     "cli/demo.py": {"snntorch", "sinabs", "sklearn", "matplotlib", "rich"},
+    "cli/convert.py": {"safetensors"},
 }
 # A picture is drawn with matplotlib, where the user asks for one.
 PLOT = {"tracetorch/plot.py": {"matplotlib"}}
@@ -62,10 +64,12 @@ def test_import_works_without_any_framework(tmp_path: Path) -> None:
     assert python(block + use, cwd=tmp_path).strip() == "(2, 3)"
 
 
-def test_import_takes_no_longer_than_torch_plus_a_fifth_of_a_second(tmp_path: Path) -> None:
-    code = "import torch, time; start = time.perf_counter(); import tracetorch; print(time.perf_counter() - start)"
-    best = min(float(python(code, cwd=tmp_path)) for _ in range(3))
-    assert best < 0.2
+def test_import_loads_nothing_beside_torch_and_the_house(tmp_path: Path) -> None:
+    """What is slow to import: torch's compiler, sympy, Triton, plotting. `make bench` measures the time."""
+    code = "import json, sys, torch, numpy; before = set(sys.modules); import tracetorch; "
+    code += "print(json.dumps(sorted(set(sys.modules) - before)))"
+    loaded = {name for name in json.loads(python(code, cwd=tmp_path)) if name.partition(".")[0] != "tracetorch"}
+    assert {name for name in loaded if name.partition(".")[0] not in sys.stdlib_module_names} == set()
 
 
 def modules_of_the_house() -> list[str]:
@@ -179,7 +183,7 @@ def wrong_arrows(path: str, source: str) -> list[str]:
     if path.startswith("tracetorch/oracle/"):
         allowed = {"numpy"}
     elif folder == "adapters":
-        allowed = allowed | PEERS.get(Path(path).stem.removesuffix("_fuse"), set())
+        allowed = allowed | PEERS.get(Path(path).parts[1], set())  # adapters/<framework>/...
     elif folder == "cli":
         lazily = CLI_THIRD_PARTY.get(path, set())
     elif path in ("conformance/pytest_options.py", "conformance/test_suite.py"):
@@ -225,12 +229,12 @@ def test_arrows_point_one_way() -> None:
         ("tracetorch/snn/plot.py", "def f():\n    import matplotlib"),
         ("tracetorch/fused/launch_triton.py", "import triton"),
         ("tracetorch/fused/layers.py", "def f():\n    import triton"),
-        ("adapters/sinabs.py", "import snntorch"),
-        ("adapters/network.py", "def f():\n    import sinabs.layers as sl"),
-        ("adapters/sinabs_fuse.py", "import norse"),
-        ("adapters/plain.py", "import norse"),
-        ("adapters/sinabs.py", "import samna"),
-        ("adapters/sinabs.py", "from tracetorch.conformance import run"),
+        ("adapters/sinabs/__init__.py", "import snntorch"),
+        ("adapters/networks/network.py", "def f():\n    import sinabs.layers as sl"),
+        ("adapters/sinabs/fuse.py", "import norse"),
+        ("adapters/fusing/plain.py", "import norse"),
+        ("adapters/sinabs/__init__.py", "import samna"),
+        ("adapters/sinabs/__init__.py", "from tracetorch.conformance import run"),
         ("cli/doctor.py", "import rich"),
         ("cli/doctor.py", "from adapters import sinabs"),
         ("cli/demo.py", "import snntorch"),
@@ -247,8 +251,8 @@ def test_a_wrong_arrow_is_noticed(path: str, source: str) -> None:
         ("tracetorch/__init__.py", "def __getattr__(name):\n    from tracetorch.adapters import convert"),
         ("tracetorch/__init__.py", "if TYPE_CHECKING:\n    from tracetorch.adapters import convert"),
         ("tracetorch/core/x.py", "import math\nimport numpy as np\nfrom torch import nn\nimport tracetorch.functional"),
-        ("adapters/sinabs.py", "import sinabs.layers\nfrom tracetorch.core import NeuronSpec"),
-        ("adapters/brainpy.py", "import jax.numpy as jnp"),
+        ("adapters/sinabs/__init__.py", "import sinabs.layers\nfrom tracetorch.core import NeuronSpec"),
+        ("adapters/brainpy/__init__.py", "import jax.numpy as jnp"),
         ("cli/demo.py", "def run(args):\n    import snntorch\n    from tracetorch import adapters"),
         ("tracetorch/plot.py", "def f():\n    from matplotlib import pyplot"),
         ("tracetorch/fused/launch_triton.py", "def f():\n    import triton"),

@@ -651,11 +651,18 @@ def test_a_membrane_stopped_gradient_is_refused_by_the_forms():
         tt.snn.SpecNeuron(naive.lif_spec(0.9, 1.0, reset_gradient="membrane_stopped"))
 
 
-@pytest.mark.parametrize("raw", ["one_minus_inverse_tau", "one_minus_sigmoid"])
+@pytest.mark.parametrize("raw", ["exp_tau", "value"])
 def test_a_raw_form_that_is_not_computed_is_refused_by_the_forms(raw):
     """When the layer is made, as `SpecNeuron` promises, and not in its first step."""
+    spec = naive.lif_spec(0.9, 1.0, ("single", None), raw=raw)
     with pytest.raises(tt.SpecError, match=raw):
-        tt.snn.SpecNeuron(naive.lif_spec(0.9, 1.0, raw=raw))
+        tt.snn.SpecNeuron(spec.replace(form="spikingjelly.LIF"))
+
+
+def test_a_raw_form_that_counts_time_needs_a_dt():
+    for name in ("exp_dt_tau", "one_minus_dt_rate"):
+        with pytest.raises(ValueError, match=f"dt=None.*{name}"):
+            from_raw(name, torch.ones(1))
 
 
 @pytest.mark.parametrize("missing", ["spike_scale", "bias"])
@@ -702,8 +709,8 @@ def compare_native(spec, xs):
 
 # ---- surrogates -----------------------------------------------------------------------------------------------------
 
-# sinabs computes the normal density with a float32 pi, whatever the precision of the membrane; so do we, bit for bit.
-FLOAT32_PI = ("gaussian", "multi_gaussian")
+# sinabs and Norse compute these with a float32 pi, whatever the precision of the membrane; so do we, bit for bit.
+FLOAT32_PI = ("gaussian", "multi_gaussian", "erfc")
 SCALED_BY_THRESHOLD = ("single_exponential", "heaviside_window", "periodic_exponential")
 
 
@@ -823,14 +830,20 @@ RAW_RANGES = {
     "exp_tau": (0.3, 30.0),
     "sigmoid": (-6.0, 6.0),
     "softplus": (-6.0, 6.0),
+    "exp_dt_tau": (0.3, 30.0),
+    "one_minus_inverse_tau": (1.1, 60.0),
+    "one_minus_dt_rate": (0.05, 1.2),
+    "one_minus_sigmoid": (-5.0, 2.0),
 }
+# For the raw forms with a dt; not a float32 number.
+DT = 0.7
 
 
 def test_the_tables_of_raw_forms_have_the_same_names():
     assert set(RAW) == set(RAW_RANGES)
     for name in RAW_FORMS:
         if name in RAW:
-            from_raw(name, torch.ones(1))
+            from_raw(name, torch.ones(1), DT)
         else:
             with pytest.raises(NotImplementedError, match=name):
                 from_raw(name, torch.ones(1))
@@ -841,12 +854,12 @@ def test_raw_forms_in_torch_and_in_the_oracle(name):
     raw = np.random.default_rng(0).uniform(*RAW_RANGES[name], 500)
     raw = np.concatenate([raw, [0.0, 1.0]]) if name == "clamped" else raw
     tensor = torch.tensor(raw, requires_grad=True)
-    from_raw(name, tensor).sum().backward()
-    assert_same(RAW[name].value(raw), from_raw(name, tensor).detach().numpy())
-    assert_same(RAW[name].slope(raw), tensor.grad.numpy())
+    from_raw(name, tensor, DT).sum().backward()
+    assert_same(RAW[name].value(raw, DT), from_raw(name, tensor, DT).detach().numpy())
+    assert_same(RAW[name].slope(raw, DT), tensor.grad.numpy())
     h, inner = 1e-6, np.abs(raw * (1 - raw)) > 1e-5
-    slope = (RAW[name].value(raw + h) - RAW[name].value(raw - h)) / (2 * h)
-    np.testing.assert_allclose(RAW[name].slope(raw)[inner], slope[inner], rtol=1e-6, atol=1e-8)
+    slope = (RAW[name].value(raw + h, DT) - RAW[name].value(raw - h, DT)) / (2 * h)
+    np.testing.assert_allclose(RAW[name].slope(raw, DT)[inner], slope[inner], rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", sorted(RAW_RANGES))
@@ -855,49 +868,33 @@ def test_a_float32_value_is_as_close_as_the_raw_form_says(name):
     torch.manual_seed(0)
     low, high = RAW_RANGES[name]
     raw = (torch.rand(200_000) * (high - low) + low).float()
-    exact = RAW[name].value(raw.numpy().astype(np.float64))
-    found = from_raw(name, raw).numpy().astype(np.float64)
-    allowed = RAW[name].error(raw.numpy().astype(np.float64)) * 2.0**-24 * np.abs(exact)
+    exact = RAW[name].value(raw.numpy().astype(np.float64), DT)
+    found = from_raw(name, raw, DT).numpy().astype(np.float64)
+    allowed = RAW[name].error(raw.numpy().astype(np.float64), DT) * 2.0**-24 * np.abs(exact)
     assert (np.abs(found - exact) <= allowed).all()
     if name not in ("value", "clamped"):
         assert np.abs(found - exact).max() > 0
-        assert (RAW[name].error(raw.numpy().astype(np.float64)) < 64).all(), "a bound that allows anything"
+        assert (RAW[name].error(raw.numpy().astype(np.float64), DT) < 64).all(), "a bound that allows anything"
 
 
 # ---- refusals -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("field", "choice", "extra"),
+    ("changes", "message"),
     [
-        ("synapse", "decay_then_add", {"syn_decay": 0.5}),
-        ("synapse", "read_then_decay", {"syn_decay": 0.5}),
-        ("synapse", "moving_average", {"syn_decay": 0.5}),
-        ("synapse", "difference_of_exponentials", {"syn_decay": 0.5}),
-        ("spike_count", "smooth", {}),
-        ("reset_timing", "next_step_discards_input", {}),
-        ("reset_gradient", "membrane_stopped", {}),
-        ("initial_state", "leak", {"leak": 0.5}),
-        ("initial_state", "reset_value", {"reset_value": 0.5}),
+        ({"reset": "subtract", "reset_timing": "next_step_discards_input"}, "reset='subtract'"),
+        ({"reset_timing": "same_step_residual", "reset_gradient": "membrane_stopped"}, "same_step_residual"),
+        ({"spike_count": "smooth", "surrogate": Surrogate("triangular")}, "surrogate=triangular"),
+        ({"spike_count": "smooth", "surrogate": None}, "surrogate=None"),
+        ({"spike_count": "smooth", "reset_timing": "next_step_before_decay"}, "same step"),
+        ({"spike_count": "smooth", "refractory": "hold", "refractory_steps": 2}, "same step"),
     ],
 )
-def test_choices_without_equations_are_refused_by_name(field, choice, extra):
-    spec = naive.lif_spec(0.9, 1.0)
-    extra = {name: naive.parameter(number) for name, number in extra.items()}
-    spec = spec.replace(**{field: choice}, parameters={**spec.parameters, **extra})
-    with pytest.raises(oracle.OracleError, match=f"{field}='{choice}'"):
-        oracle.equations(spec)
+def test_combinations_without_equations_are_refused_by_name(changes, message):
+    with pytest.raises(oracle.OracleError, match=message):
+        oracle.equations(naive.lif_spec(0.9, 1.0).replace(**{"surrogate": Surrogate("atan"), **changes}))
 
 
-def test_a_refractory_time_is_refused_by_name():
-    with pytest.raises(oracle.OracleError, match="refractory='hold'"):
-        oracle.equations(naive.lif_spec(0.9, 1.0).replace(refractory="hold", refractory_steps=2))
-
-
-@pytest.mark.parametrize("raw", sorted(set(RAW_FORMS) - set(RAW_RANGES)))
-def test_raw_forms_without_equations_are_refused_by_name(raw):
-    """As any other choice that the oracle has no equations for."""
-    time = {"dt": 1.0, "time_unit": "ms"} if "dt" in raw else {}
-    spec = naive.lif_spec(0.9, 1.0, raw=raw, **time)
-    with pytest.raises(oracle.OracleError, match=raw):
-        oracle.equations(spec)
+def test_every_raw_form_has_equations():
+    assert set(RAW_FORMS) == set(RAW_RANGES)

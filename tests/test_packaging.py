@@ -91,7 +91,20 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert info.metadata["Requires-Python"] == ">=3.10"
     requirements = info.requires or []
     assert {line for line in requirements if "extra" not in line} == {"torch>=2.6", "numpy"}
-    extras = {"sinabs", "snntorch", "spikingjelly", "norse", "brainpy", "nir", "triton", "demo", "report", "all", "dev"}
+    extras = {
+        "sinabs",
+        "snntorch",
+        "spikingjelly",
+        "norse",
+        "brainpy",
+        "nir",
+        "triton",
+        "demo",
+        "report",
+        "convert",
+        "all",
+        "dev",
+    }
     assert set(info.metadata.get_all("Provides-Extra") or []) == extras
     for framework in ("spikingjelly", "brainpy"):
         lines = [line for line in requirements if f'extra == "{framework}"' in line]

@@ -162,8 +162,6 @@ def random_lif(rng, case, channels, image):
     gradients = [activation.SingleExponential(), activation.SingleExponential(0.8), activation.Gaussian()]
     gradients += [activation.Heaviside(), activation.MultiGaussian(), activation.PeriodicExponential()]
     tau_syn = some(rng, channels, image, 1.5, 6) if rng.random() < 0.12 else None
-    if tau_syn is not None:
-        case.refused["snntorch"].add("synapse")
     layer = sl.LIF(
         tau_mem=some(rng, channels, image, 1.5, 15),
         tau_syn=tau_syn,
@@ -210,8 +208,10 @@ def random_sinabs(seed):
 def forget(model):
     """Every neuron back to its start, in the manner of its framework."""
     for module in model.modules():
-        if isinstance(module, snn.Leaky):
-            module.mem = torch.zeros(0)
+        if isinstance(module, snn.SpikingNeuron):
+            for name in ("mem", "syn"):
+                if hasattr(module, name):
+                    setattr(module, name, torch.zeros(0))
         elif isinstance(module, sl.StatefulLayer):
             for name, buffer in list(module.named_buffers()):
                 module.register_buffer(name, torch.zeros(0, dtype=buffer.dtype))

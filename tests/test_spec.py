@@ -323,6 +323,8 @@ def consistent(choices, number=ONE, surrogate=None, extras=(), threshold_gradien
         "leak": "leak" in extras,
         "bias": spiking and "bias" in extras,
         "spike_scale": spiking and "spike_scale" in extras,
+        "adapt_decay": spiking and "adaptation" in extras,
+        "adapt_scale": spiking and "adaptation" in extras,
     }
     take = number if callable(number) else lambda name: number
     return NeuronSpec(
@@ -331,7 +333,7 @@ def consistent(choices, number=ONE, surrogate=None, extras=(), threshold_gradien
         refractory_steps=2 if chosen["refractory"] == "hold" else None,
         surrogate=surrogate if spiking else None,
         threshold_gradient=threshold_gradient,
-        parameters={name: take(name) for name in PARAMETERS if names[name]},
+        parameters={name: take(name) for name in PARAMETERS if names.get(name)},
         **chosen,
     )
 
@@ -343,7 +345,7 @@ def specs(draw):
         choices,
         number=lambda name: draw(parameters()),
         surrogate=draw(st.none() | surrogates()),
-        extras=draw(st.sets(st.sampled_from(["leak", "bias", "spike_scale"]))),
+        extras=draw(st.sets(st.sampled_from(["leak", "bias", "spike_scale", "adaptation"]))),
         threshold_gradient=draw(st.booleans()),
     )
     time = draw(st.none() | st.tuples(finite(np.float64, 1e-9, 1e9), st.text(min_size=1)))
@@ -486,6 +488,16 @@ def test_the_order_of_parameters_does_not_matter():
 
 
 # ---- derived, printed -----------------------------------------------------------------------------------------------
+
+
+def test_an_adaptive_threshold_needs_both_of_its_parameters():
+    for name in ("adapt_decay", "adapt_scale"):
+        with pytest.raises(SpecError, match="'adapt_decay' and 'adapt_scale'"):
+            lif().replace(parameters=with_parameters(lif(), **{name: ONE}))
+    both = lif().replace(parameters=with_parameters(lif(), adapt_decay=ONE, adapt_scale=ONE))
+    assert both.adaptive
+    assert both.states == ("v_mem", "adaptation")
+    assert not lif().adaptive
 
 
 def test_states_and_storage():

@@ -3,6 +3,7 @@
 What is refused, by either: test_storage_refusals.py and test_storage_hostile.py."""
 
 import json
+import operator
 import os
 import pathlib
 import subprocess
@@ -15,8 +16,11 @@ import torch
 from torch import nn
 
 import tracetorch as tt
+from tracetorch.core.graph import Node, Ref, Size, State
 from tracetorch.core.storable import CLASSES
+from tracetorch.nn.parts import Eligibility, InputTrace, LeakyMembrane, SpikingMembrane
 from tracetorch.snn.leaky import LAYERS
+from tracetorch.snn.recurrent import Recurrent
 
 GOLDEN = pathlib.Path(__file__).parent / "data" / "network_v1.tt"
 
@@ -105,6 +109,17 @@ LIB = tt.snn.LIB(4, quant_fn=tt.functional.round_ste(0.5), dim=1, beta_rank=0, l
 X1, X2, X3 = (2, 4, 9), (2, 4, 9, 9), (2, 4, 7, 7, 7)
 
 # One of every class of the table, with arguments that are not the defaults, and the shape of an input to try it on.
+GRAPH = tt.Graph(
+    {"block.neuron": tt.snn.SpecNeuron(leaky_spec([0.5] * 9))},
+    [
+        Node("scaled", "method", "mul", (Ref("x"), 3.0)),
+        Node("spikes", "module", "block.neuron", (Ref("scaled"),)),
+        Node("part", "function", operator.getitem, (Ref("spikes"), (slice(None), slice(1, None, 2)))),
+        Node("flat", "method", "reshape", (Ref("part"), Size(0), -1), {}),
+        Node("most", "function", torch.nn.functional.pad, (Ref("flat"), (0, 1)), {"value": float("-inf")}),
+    ],
+    (Ref("most"), State("spikes", "v_mem")),
+)
 EXAMPLES = {
     "torch.nn.Sequential": (nn.Sequential(nn.Tanh(), nn.Sequential()), X1),
     "tracetorch.Sequential": (tt.Sequential(nn.Sequential(nn.Tanh())), X1),
@@ -115,6 +130,16 @@ EXAMPLES = {
     "tracetorch.snn.LI": (tt.snn.LI(4, beta=[0.1, 0.2, 0.3, 0.4], dim=1, learn_beta=False), X1),
     "tracetorch.snn.LIB": (LIB, X1),
     "tracetorch.snn.SpecNeuron": (tt.snn.SpecNeuron(leaky_spec([0.5] * 9)), X1),
+    "tracetorch.Graph": (GRAPH, X1),
+    "tracetorch.Loop": (tt.Loop(tt.Graph({}, GRAPH.nodes[:1], (Ref("scaled"),)), (None,), steps=3), X1),
+    "tracetorch.snn.Recurrent": (Recurrent(tt.snn.SpecNeuron(leaky_spec([0.5] * 9)), nn.Linear(9, 9), True), X1),
+    "tracetorch.nn.LIF": (tt.nn.LIF(9, 3, bias=True, rule="ottt", surrogate="triangular", threshold_rank=0), X1),
+    "tracetorch.nn.LIS": (tt.nn.LIS(9, 3, rule="bptt", learn_weight=False), X1),
+    "tracetorch.nn.Sequential": (tt.nn.Sequential(tt.nn.LIF(9, 5), tt.nn.Sequential(tt.nn.LIS(5, 3))), X1),
+    "tracetorch.nn.parts.InputTrace": (InputTrace(9, 0.7, learn_trace_decay=False), X1),
+    "tracetorch.nn.parts.LeakyMembrane": (LeakyMembrane(9, [0.1] * 9), X1),
+    "tracetorch.nn.parts.SpikingMembrane": (SpikingMembrane(9, 0.7, 0.5, "sigmoid", (("slope", 2.0),), "distance"), X1),
+    "tracetorch.nn.parts.Eligibility": (Eligibility(), X1),
     "torch.nn.Linear": (nn.Linear(9, 3, bias=False), X1),
     "torch.nn.Flatten": (nn.Flatten(0, 1), X1),
     "torch.nn.Unflatten": (nn.Unflatten(1, [2, 2]), X1),
@@ -157,6 +182,11 @@ def test_every_class_of_the_table_has_an_example():
     assert set(EXAMPLES) == set(CLASSES)
 
 
+def leaves(output):
+    """The tensors of an output, in tuples in any nesting."""
+    return [tensor for part in output for tensor in leaves(part)] if isinstance(output, tuple) else [output]
+
+
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_class_comes_back(name, tmp_path):
     net, shape = EXAMPLES[name]
@@ -165,7 +195,7 @@ def test_every_class_comes_back(name, tmp_path):
     for module in (net, loaded):
         torch.manual_seed(3)
         output = module(torch.randn(shape, generator=torch.Generator().manual_seed(1)))
-        outputs.append([bits(part) for part in (output if isinstance(output, tuple) else (output,))])
+        outputs.append(list(map(bits, leaves(output))))
     assert outputs[0] == outputs[1]
     tt.reset_states(net)
 

@@ -265,7 +265,7 @@ def other_surrogate(model):
 
 
 def attached_reset(model):
-    model[1].reset_fn.detached = False
+    model[1].reset_fn.gradient = "attached"
 
 
 def detached_output(model):

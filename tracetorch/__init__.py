@@ -27,17 +27,21 @@ from tracetorch.core import (
     zero_states,
 )
 from tracetorch.core.checkpoint import checkpoint
+from tracetorch.core.graph import Graph, Loop
 from tracetorch.core.storage import FileError, load, save
 from tracetorch.fused import backend
 
 if TYPE_CHECKING:
-    from tracetorch.adapters import convert, fuse
+    from tracetorch.adapters.convert import convert
+    from tracetorch.adapters.fusing.fuse import fuse
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "FileError",
+    "Graph",
     "Layer",
+    "Loop",
     "Model",
     "NeuronSpec",
     "Parameter",

@@ -16,12 +16,39 @@ _TABLE: Mapping[str, tuple[str, str, tuple[object, ...], str]] = MappingProxyTyp
         "tracetorch-triton": ("native", "Native", ("tracetorch-triton", "triton"), "native layers, the Triton kernel"),
         "sinabs": ("sinabs", "Sinabs", ("sinabs", "sinabs"), "sinabs, its own classes alone"),
         "snntorch": ("snntorch", "SnnTorch", ("snntorch", "snntorch"), "snnTorch, its own classes alone"),
+        "spikingjelly": (
+            "spikingjelly",
+            "SpikingJelly",
+            ("spikingjelly", "spikingjelly"),
+            "SpikingJelly, its own nodes alone",
+        ),
+        "spikingjelly-multi-step": (
+            "spikingjelly",
+            "SpikingJelly",
+            ("spikingjelly-multi-step", "spikingjelly", True, "m"),
+            "the same in step_mode 'm'",
+        ),
+        "norse": ("norse", "Norse", ("norse", "norse"), "Norse, its own cells alone"),
         "sinabs-adapted": ("sinabs", "Sinabs", ("sinabs-adapted", "sinabs", False), "sinabs through our adapter"),
         "snntorch-adapted": (
             "snntorch",
             "SnnTorch",
             ("snntorch-adapted", "snntorch", False),
             "snnTorch through our adapter",
+        ),
+        "spikingjelly-adapted": (
+            "spikingjelly",
+            "SpikingJelly",
+            ("spikingjelly-adapted", "spikingjelly", False),
+            "SpikingJelly through our adapter",
+        ),
+        "norse-adapted": ("norse", "Norse", ("norse-adapted", "norse", False), "Norse through our adapter"),
+        "brainpy": ("brainpy", "Brainpy", ("brainpy", "brainpy"), "brainpy.state, its own classes alone"),
+        "brainpy-adapted": (
+            "brainpy",
+            "Brainpy",
+            ("brainpy-adapted", "brainpy", False),
+            "brainpy.state through our adapter",
         ),
     }
 )

@@ -72,11 +72,17 @@ class LayerSubject:
             if name in wanted.parameters and wanted.parameters[name].learnable:
                 trained[name] = readable(layer, attribute, own.parameters[name].raw).to_dict()
         return {
+            **({} if own.dt is None else {"dt": own.dt}),
             "stores_before_reset": own.stores_before_reset,
             "gradients": "; ".join(differs),
             "parameters": trained,
             "notes": "; ".join(f"{note.field}: {note.text}" for note in building.notes),
         }
+
+    @property
+    def alone(self) -> bool:
+        """Whether the layer computes the spec by itself, on the input as it is given."""
+        return True
 
     def call(self, layer: nn.Module, xs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """One call, going on from the present state, over [T, B, N]: outputs, and the states after every step."""
@@ -93,6 +99,7 @@ class LayerSubject:
             raise RuntimeError("run before build: build a spec first")
         grad = grad_output is not None
         xs = torch.from_numpy(x.copy()).to(self.device).requires_grad_(grad)
+        layer.to(xs.dtype)
         self.adapter.reset(layer)
         with torch.set_grad_enabled(grad):
             parts = [self.call(layer, piece) for piece in xs.split(list(calls))]

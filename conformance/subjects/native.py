@@ -15,10 +15,11 @@ from tracetorch.core.forms import FORMS, check_form
 from tracetorch.core.spec import NeuronSpec, SpecError
 from tracetorch.fused import launch_triton
 from tracetorch.fused.layers import unroll
+from tracetorch.snn.spec_neuron import SpecNeuron
 
 
 class Native(LayerSubject):
-    """The native layer of a spec, in the first of its forms that computes it.
+    """The native layer of a spec, in its own form, or in the first that computes it.
 
     Args:
         name: the subject's name.
@@ -50,14 +51,14 @@ class Native(LayerSubject):
     def make(self, spec: NeuronSpec, building: Building) -> nn.Module:
         """A `SpecNeuron`."""
         refusals = []
-        for form in FORMS:
+        for form in dict.fromkeys((spec.form, *FORMS)):
             try:
                 formed = spec.replace(form=form)
                 check_form(formed)
             except SpecError as error:
                 refusals.append(f"{form}: {error}")
             else:
-                return super().make(formed, building)
+                return SpecNeuron(formed)
         raise Unsupported("form", "any", "; ".join(refusals))
 
     def call(self, layer: nn.Module, xs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,28 +1,28 @@
-"""snnTorch as a subject: `snntorch.Leaky`, one step per call."""
+"""snnTorch as a subject: `snntorch.Leaky` and `Synaptic`, one step per call."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tracetorch.conformance.subjects.layers import LayerSubject
 
+_BUFFERS = {"v_mem": "mem", "i_syn": "syn", "i_exc": "syn_exc", "i_inh": "syn_inh"}
+
 
 class SnnTorch(LayerSubject):
-    """Steps a layer with hidden state; its membrane is the buffer `mem`."""
+    """Steps a layer with hidden state; its membrane is the buffer `mem`, its current `syn`."""
 
     def call(self, layer: nn.Module, xs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """As `LayerSubject.call`."""
-        stepped: Any = layer
-        outputs, membranes = [], []
+        outputs: list[Tensor] = []
+        states: dict[str, list[Tensor]] = {name: [] for name in self.states}
         for x in xs:
-            outputs.append(stepped(x))
-            membranes.append(stepped.mem)
-        return torch.stack(outputs), {"v_mem": torch.stack(membranes)}
+            outputs.append(layer(x))
+            for name, state in self.final(layer).items():
+                states[name].append(state)
+        return torch.stack(outputs), {name: torch.stack(steps) for name, steps in states.items()}
 
     def final(self, layer: nn.Module) -> dict[str, Tensor]:
-        """The buffer `mem`."""
-        stepped: Any = layer
-        return {"v_mem": stepped.mem}
+        """The buffers."""
+        return {name: getattr(layer, _BUFFERS.get(name, name)) for name in self.states}

@@ -29,18 +29,34 @@ class Ref(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One call of a step: a module, a function, or a method by its name; arguments with `Ref`s inside."""
+    """One call of a step: a module, a function, a method by its name, or `Kept`; arguments with `Ref`s inside."""
 
-    target: nn.Module | Callable[..., Any] | str
+    target: Any
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Program:
-    """The calls in their order; the value of the last is the model's output."""
+    """The calls in their order, and what the model returns: nested `Ref`s; `None` stands for the value of the last."""
 
     calls: tuple[Call, ...]
+    output: Any = None
+
+
+class Kept(NamedTuple):
+    """Instead of a function: the state that a layer keeps after the call that is its argument."""
+
+    layer: Layer
+    attribute: str
+
+
+class Planned(nn.Module):
+    """A model that says itself what it does in one step."""
+
+    def program(self) -> Program:
+        """Its calls. Raises `NotPlain` where they are more than what can be listed."""
+        raise NotImplementedError
 
 
 def hooked(module: nn.Module) -> bool:
@@ -54,6 +70,10 @@ def program(model: nn.Module) -> Program:
     Raises:
         NotPlain: the model is no plain graph; says why.
     """
+    if isinstance(model, Planned):
+        planned = model.program()
+        _check_sharing(planned.calls)
+        return planned
     chain = _chain(model) if _is_sequential(model) else None
     if chain is None:
         calls = _traced(model)
@@ -161,7 +181,7 @@ class _Tracer(fx.Tracer):
 
 @contextmanager
 def _poisoned(model: nn.Module) -> Iterator[None]:
-    layers = [layer for _, layer in named_layers(model)]
+    layers = [layer for _, layer in named_layers(model) if isinstance(layer, Layer)]
     kept = [{name: layer._buffers[name] for name in layer.state_names} for layer in layers]
     try:
         for layer in layers:

@@ -9,6 +9,11 @@ the membrane, a_s of the synapse, b input gain, theta threshold, rho reset amoun
     v = reset(u, s)                            in the same step or in the next one
     v = clamp(v)
     output = spike_scale * s                   or v, for a layer without spikes
+
+With the parameters adapt_decay and adapt_scale the threshold adapts: theta above, also as a reset amount, is then
+threshold + adapt_scale*n, and after the step n = adapt_decay*n + (1 - adapt_decay)*s, from 0. With the parameter
+resistance b is that many times what input_gain says; with surrogate_scale the surrogate is a function of
+(u - theta) / surrogate_scale; with initial_v that is the stored membrane before the first step.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from tracetorch.functional.surrogates import Surrogate
+from tracetorch.functional.surrogates import OpaqueSurrogate, Surrogate
 
 JSON_VERSION = 1
 
@@ -36,10 +41,16 @@ CHOICES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "add_then_decay": "i = a_s*(i + x) (sinabs tau_syn)",
             "read_then_decay": "the drive is i + x, stored is i = a_s*(i + x) (Norse LIF)",
             "moving_average": "i = a_s*i + (1-a_s)*x (traceTorch S layers)",
-            "difference_of_exponentials": "e = a_s*e + x, i = a*i - x, drive from e + i (snnTorch Alpha)",
+            "difference_of_exponentials": "e = a_s*e + x, i = a*i - x, u = k*(e + i), "
+            "k = 1 + ln(a_s) / (ln(a) - ln(a_s)); its resets change e and i too (snnTorch Alpha)",
         },
         "decay": {"none": "a = 1", "geometric": "a = the parameter mem_decay, through its raw form"},
-        "input_gain": {"one": "b = 1", "one_minus_decay": "b = 1 - a", "value": "b = the parameter input_gain"},
+        "input_gain": {
+            "one": "b = 1",
+            "one_minus_decay": "b = 1 - a",
+            "one_minus_decay_kept": "b = 1 - a, and the synapse keeps b*i in the place of i (sinabs ALIF)",
+            "value": "b = the parameter input_gain",
+        },
         "comparison": {">": "a spike where u > theta", ">=": "a spike where u >= theta"},
         "spike_count": {
             "none": "no spikes",
@@ -105,6 +116,11 @@ PARAMETERS = (
     "reset_value",
     "min_v_mem",
     "spike_scale",
+    "adapt_decay",
+    "adapt_scale",
+    "resistance",
+    "surrogate_scale",
+    "initial_v",
 )
 
 
@@ -222,6 +238,7 @@ class NeuronSpec:
         surrogate: the surrogate gradient; `None` if there are no spikes, or if no gradient flows.
         threshold_gradient: whether the surrogate's gradient also reaches the threshold.
         dt, time_unit: the time step and its unit, where the source has one; `None` means that time is in steps.
+        value_unit: the unit of the membrane's numbers, where the source has one: that of its threshold.
         parameters: by the names of `PARAMETERS`.
 
     Raises:
@@ -248,6 +265,7 @@ class NeuronSpec:
     threshold_gradient: bool = True
     dt: float | None = None
     time_unit: str | None = None
+    value_unit: str | None = None
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -289,8 +307,10 @@ class NeuronSpec:
             raise SpecError(f"dt={self.dt!r:.60}: must be a finite number above 0")
         if self.dt is not None:
             object.__setattr__(self, "dt", float(self.dt))
-        if self.time_unit is not None and not isinstance(self.time_unit, str):
-            raise SpecError(f"time_unit={self.time_unit!r:.60}: must be the name of a unit")
+        for unit in ("time_unit", "value_unit"):
+            name = getattr(self, unit)
+            if name is not None and not isinstance(name, str):
+                raise SpecError(f"{unit}={name!r:.60}: must be the name of a unit")
         if not isinstance(self.threshold_gradient, bool):
             raise SpecError(f"threshold_gradient={self.threshold_gradient!r}: must be True or False")
         timed = [name for name, p in self.parameters.items() if p.raw in ("exp_dt_tau", "one_minus_dt_rate")]
@@ -322,6 +342,11 @@ class NeuronSpec:
             "min_v_mem": self.clamp == "after_reset",
         }
         allowed = {"leak": True, "bias": spiking, "spike_scale": spiking}
+        allowed |= {"adapt_decay": spiking, "adapt_scale": spiking}
+        allowed |= {"resistance": self.input_gain == "one_minus_decay", "surrogate_scale": spiking}
+        allowed |= {"initial_v": self.initial_state == "zero"}
+        if ("adapt_decay" in self.parameters) != ("adapt_scale" in self.parameters):
+            raise SpecError("parameters: an adaptive threshold needs both 'adapt_decay' and 'adapt_scale'")
         for name in PARAMETERS:
             if needed.get(name) and name not in self.parameters:
                 raise SpecError(f"parameters: {name!r} is missing, which these choices need")
@@ -331,7 +356,13 @@ class NeuronSpec:
     @property
     def states(self) -> tuple[str, ...]:
         """Names of the state variables, in the order in which a step takes them."""
-        return ("i_syn", "v_mem") if self.synapse != "none" else ("v_mem",)
+        synapse = {"none": (), "difference_of_exponentials": ("i_exc", "i_inh")}.get(self.synapse, ("i_syn",))
+        return (*synapse, "v_mem", *(("adaptation",) if self.adaptive else ()))
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether every spike raises the threshold: theta + adapt_scale*n, n the state `adaptation`."""
+        return "adapt_decay" in self.parameters
 
     @property
     def stores_before_reset(self) -> bool:
@@ -354,9 +385,15 @@ class NeuronSpec:
             value = getattr(self, f.name)
             if f.name == "parameters":
                 value = {name: parameter.to_dict() for name, parameter in value.items()}
+            elif f.name == "surrogate" and isinstance(value, OpaqueSurrogate):
+                raise SpecError(
+                    f"surrogate={value}: a callable of your own has no name that a file could hold; use one of "
+                    "tracetorch.functional.surrogates.SURROGATES, or pickle the module"
+                )
             elif f.name == "surrogate" and value is not None:
                 value = {"name": value.name, "parameters": dict(value.parameters)}
-            data[f.name] = value
+            if f.name != "value_unit" or value is not None:  # files from before it was a field have none
+                data[f.name] = value
         return data
 
     def to_json(self) -> str:
@@ -371,6 +408,7 @@ class NeuronSpec:
             raise SpecError(f"not a NeuronSpec of version {JSON_VERSION}: {found!r:.100}")
         values = {name: value for name, value in data.items() if name != "version"}
         names = {f.name for f in fields(cls)}
+        values.setdefault("value_unit", None)
         if set(values) != names:
             raise SpecError(f"fields missing: {sorted(names - set(values))}; unknown: {sorted(set(values) - names)}")
         try:
@@ -396,10 +434,16 @@ class NeuronSpec:
         return cls.from_dict(data)
 
     def __hash__(self) -> int:
-        return hash(self.to_json())
+        return hash(self._named()[0])
 
     def __reduce__(self) -> Any:
-        return type(self).from_json, (self.to_json(),)
+        return _restored, self._named()
+
+    def _named(self) -> tuple[str, OpaqueSurrogate | None]:
+        """As JSON, and beside it the surrogate that JSON cannot hold."""
+        if isinstance(self.surrogate, OpaqueSurrogate):
+            return self.replace(surrogate=None).to_json(), self.surrogate
+        return self.to_json(), None
 
     def __str__(self) -> str:
         lines = [f"NeuronSpec, computed as {self.form}"]
@@ -411,3 +455,9 @@ class NeuronSpec:
             lines.append(f"  {f.name:<18} {value}" + (f"   ({meaning})" if meaning else ""))
         lines += [f"  {name:<18} {parameter}" for name, parameter in self.parameters.items()]
         return "\n".join(lines)
+
+
+def _restored(text: str, surrogate: OpaqueSurrogate | None) -> NeuronSpec:
+    """For pickle and copy."""
+    spec = NeuronSpec.from_json(text)
+    return spec if surrogate is None else spec.replace(surrogate=surrogate)

@@ -7,7 +7,7 @@ holds the holder (a reference back to a parent) is outside, and so is one that a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -55,7 +55,10 @@ def _reaches(module: nn.Module, targets: set[int]) -> bool:
 
 
 def named_layers(module: nn.Module) -> Iterator[tuple[str, Layer]]:
-    """Every native layer inside, once, with its path."""
+    """Every native layer inside, once, with its path, and whatever else has states and the same methods for them.
+
+    The latter says so by an attribute `holds_states`: a stage of another framework in a pipeline.
+    """
     seen: set[int] = set()
 
     def walk(path: str, module: nn.Module, above: set[int]) -> Iterator[tuple[str, Layer]]:
@@ -63,8 +66,8 @@ def named_layers(module: nn.Module) -> Iterator[tuple[str, Layer]]:
             return
         seen.add(id(module))
         above = {*above, id(module)}
-        if isinstance(module, Layer):
-            yield path, module
+        if isinstance(module, Layer) or getattr(module, "holds_states", False):
+            yield path, cast(Layer, module)
         for name, child, contained in _children(module):
             if not (contained and _reaches(child, above)):
                 yield from walk(f"{path}.{name}" if path else name, child, above)
@@ -116,10 +119,12 @@ def load_states(module: nn.Module, states: Mapping[str, Mapping[str, Tensor | No
 def TTcompile(module: nn.Module) -> None:
     """Bake the constrained parameters of every native layer in `module`, for inference; see `Layer.TTcompile`."""
     for _, layer in named_layers(module):
-        layer.TTcompile()
+        if isinstance(layer, Layer):
+            layer.TTcompile()
 
 
 def TTdecompile(module: nn.Module) -> None:
     """Undo `TTcompile`: the parameters are computed from their raw tensors again, and trained."""
     for _, layer in named_layers(module):
-        layer.TTdecompile()
+        if isinstance(layer, Layer):
+            layer.TTdecompile()

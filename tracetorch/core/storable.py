@@ -18,12 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tracetorch.core import graph_file
+from tracetorch.core.graph import Graph, Loop
 from tracetorch.core.model import Sequential
 from tracetorch.core.spec import NeuronSpec, Parameter, SpecError
 from tracetorch.core.topology import FileError, ModuleRecord, check_fields
 from tracetorch.functional.quantizers import probabilistic_ste, round_ste, stochastic_round_ste
 from tracetorch.functional.spikes import sigmoid4x
+from tracetorch.functional.surrogates import SURROGATES
+from tracetorch.nn import LIF, LIS, Online
+from tracetorch.nn import Sequential as OnlineSequential
+from tracetorch.nn.parts import Eligibility, InputTrace, LeakyMembrane, SpikingMembrane
 from tracetorch.snn.leaky import LAYERS
+from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.spec_neuron import SpecNeuron
 
 Tensors: TypeAlias = Mapping[str, Tensor | None]
@@ -66,6 +73,7 @@ def _one_of(*names: str) -> Argument:
 INT = Argument("an integer", lambda value: type(value) is int)
 BOOL = Argument("true or false", lambda value: type(value) is bool)
 FLOAT = Argument("a finite number", lambda value: type(value) in (int, float) and math.isfinite(value))
+_INDEX = _or_none(INT)
 SHAPE = _tuple(INT, *range(1, 9))
 
 _FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({"tracetorch.functional.sigmoid4x": sigmoid4x})
@@ -139,6 +147,44 @@ def _build_spec_neuron(
         zeros[name] = {"value": 0.0, "dtype": "float32", **entry}
     spec = NeuronSpec.from_dict({**data, "parameters": zeros}).replace(parameters=values)
     return SpecNeuron(spec)
+
+
+def _build_online(cls: type[nn.Module], arguments: dict[str, Any], tensors: Tensors, children: Children) -> nn.Module:
+    """The online layers: their parts are children; whether there is a bias and what is learnable, the tensors tell."""
+    given: dict[str, Any] = dict(children)
+    sizes, weight = (arguments["in_features"], arguments["out_features"]), tensors.get("weight")
+    kinds: dict[str, type[nn.Module]] = {
+        "input_trace": InputTrace,
+        "membrane": SpikingMembrane if cls is LIF else LeakyMembrane,
+        "eligibility": Eligibility,
+    }
+    if list(given) != list(kinds) or any(type(given[name]) is not kind for name, kind in kinds.items()):
+        raise FileError(f"its children must be {', '.join(f'{n} ({k.__name__})' for n, k in kinds.items())}")
+    found = (given["input_trace"].num_neurons, given["membrane"].num_neurons)
+    if found != sizes or weight is None or tuple(weight.shape) != sizes[::-1]:
+        raise FileError(f"in_features, out_features are {list(sizes)}; its weight and children have other sizes")
+    module = cls.__new__(cls)
+    with torch.device("meta"):
+        Online.__init__(
+            cast(Online, module),
+            *sizes,
+            given["input_trace"],
+            given["membrane"],
+            tensors.get("bias") is not None,
+            arguments["rule"],
+            isinstance(weight, nn.Parameter),
+        )
+    module.add_module("eligibility", given["eligibility"])
+    return module
+
+
+def _build_recurrent(
+    cls: type[nn.Module], arguments: dict[str, Any], tensors: Tensors, children: Children
+) -> nn.Module:
+    given = dict(children)
+    if list(given) != ["neuron", "connection"] or type(given["neuron"]) is not SpecNeuron:
+        raise FileError(f"its children must be neuron, a SpecNeuron, and connection; not {list(given)!r:.100}")
+    return Recurrent(given["neuron"], given["connection"], **arguments)
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
@@ -262,8 +308,31 @@ def _torch_rows() -> dict[str, Row]:
     return {f"torch.nn.{name}": Row(getattr(nn, name), fields) for name, fields in rows.items()}
 
 
+_NODES = Argument("a list of nodes", lambda value: type(value) is tuple)
+_NAMES = Argument("a list of names", lambda value: type(value) is tuple and bool(value))
+_VALUE = Argument("an object, a nested value", lambda value: value is not None)
+_GRAPH = {"nodes": _NODES, "output": _VALUE, "inputs": _NAMES}
+_LOOP = {
+    "cuts": Argument("a list of integers or null", lambda value: type(value) is tuple and all(map(_INDEX.accepts, value))),
+    "steps": _or_none(INT),
+    "carry": BOOL,
+    "fold": _one_of("fast", "exact"),
+}
 _LEAKY = {"num_neurons": INT, "dim": INT}
 _FIRING = {**_LEAKY, "spike_fn": _FUNCTION, "quant_fn": _FUNCTION}
+_ONLINE = {"in_features": INT, "out_features": INT, "rule": _one_of("average", "ottt", "bptt")}
+_PART = {"num_neurons": INT}
+_PAIR = Argument("a name and a finite number", lambda p: len(p) == 2 and type(p[0]) is str and FLOAT.accepts(p[1]))
+_PAIRS = Argument(
+    f"a list of pairs, each {_PAIR.words}",
+    lambda value: type(value) is tuple and all(type(p) in (tuple, list) and _PAIR.accepts(p) for p in value),
+)
+_SPIKING = {
+    **_PART,
+    "surrogate": _one_of(*SURROGATES),
+    "surrogate_parameters": _PAIRS,
+    "emits": _one_of("spikes", "distance"),
+}
 _SPEC = Argument("an object, a NeuronSpec without the values of its parameters", lambda value: type(value) is dict)
 
 # The name in the file -> its row. Nothing else can be in a file.
@@ -271,6 +340,8 @@ CLASSES: Mapping[str, Row] = MappingProxyType(
     {
         "torch.nn.Sequential": Row(nn.Sequential, {}, _build_sequential),
         "tracetorch.Sequential": Row(Sequential, {}, _build_sequential),
+        "tracetorch.Graph": Row(Graph, _GRAPH, graph_file.build_graph, graph_file.graph_arguments),
+        "tracetorch.Loop": Row(Loop, _LOOP, graph_file.build_loop, graph_file.loop_arguments),
         "tracetorch.functional.round_ste": Row(round_ste, {"step_size": FLOAT}),
         "tracetorch.functional.stochastic_round_ste": Row(stochastic_round_ste, {"step_size": FLOAT}),
         "tracetorch.functional.probabilistic_ste": Row(probabilistic_ste, {}),
@@ -280,7 +351,15 @@ CLASSES: Mapping[str, Row] = MappingProxyType(
             )
             for cls in LAYERS
         },
+        "tracetorch.snn.Recurrent": Row(Recurrent, {"from_start": BOOL}, _build_recurrent),
         "tracetorch.snn.SpecNeuron": Row(SpecNeuron, {"spec": _SPEC}, _build_spec_neuron, _spec_arguments),
+        "tracetorch.nn.LIF": Row(LIF, _ONLINE, _build_online),
+        "tracetorch.nn.LIS": Row(LIS, _ONLINE, _build_online),
+        "tracetorch.nn.Sequential": Row(OnlineSequential, {}, _build_sequential),
+        "tracetorch.nn.parts.InputTrace": Row(InputTrace, _PART, _build_leaky),
+        "tracetorch.nn.parts.LeakyMembrane": Row(LeakyMembrane, _PART, _build_leaky),
+        "tracetorch.nn.parts.SpikingMembrane": Row(SpikingMembrane, _SPIKING, _build_leaky),
+        "tracetorch.nn.parts.Eligibility": Row(Eligibility, {}),
         **_torch_rows(),
     }
 )

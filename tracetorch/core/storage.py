@@ -150,7 +150,7 @@ def _refuse_differences(module: nn.Module, twin: nn.Module) -> None:
     # A compiled call and the remembered kind of a removed hook are no part of a network, nor is what a layer keeps for
     # its calls; the file holds the tensors.
     ignored = {"_modules", "_parameters", "_buffers", "_compiled_call_impl", "_is_full_backward_hook", "_choices"}
-    ignored |= {"kernels", "trail"}
+    ignored |= {"kernels", "scratch", "trail"}
     mine, theirs = vars(module), vars(twin)
     for name in sorted((set(mine) | set(theirs)) - ignored):
         if name not in mine or name not in theirs or not _same(mine[name], theirs[name]):
@@ -164,7 +164,7 @@ def _same(a: object, b: object) -> bool:
     a, b = (value.item() if isinstance(value, np.generic) else value for value in (a, b))
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(map(_same, a, b))
-    return a is b or (isinstance(a, (bool, int, float, str, dict, set)) and type(a) is type(b) and a == b)
+    return a is b or (isinstance(a, (bool, int, float, str, dict, set, slice)) and type(a) is type(b) and a == b)
 
 
 def _tensor_record(tensor: Tensor, where: str) -> TensorRecord:

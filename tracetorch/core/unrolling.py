@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tracetorch.core import folding
 from tracetorch.core.layer import Layer
-from tracetorch.core.program import Call, NotPlain, Program, Ref, hooked, may_be_random, program
+from tracetorch.core.program import Call, Kept, NotPlain, Program, Ref, hooked, may_be_random, program
 
 FOLDS = ("fast", "exact")
 # Models of which it was said that they run step by step; refers to none that is gone.
@@ -65,12 +65,17 @@ class _Stream:
         )
 
 
+def _like(sequence: Any, items: list[Any]) -> Any:
+    """The items in a sequence of the same type: a list, a tuple or a named tuple."""
+    return type(sequence)(*items) if hasattr(sequence, "_fields") else type(sequence)(items)
+
+
 def _filled(argument: Any, streams: Sequence[_Stream], t: int) -> Any:
     """An argument at step t, `Ref`s replaced by their values."""
     if isinstance(argument, Ref):
         return streams[argument.number].steps[t]
     if isinstance(argument, (tuple, list)):
-        return type(argument)(_filled(item, streams, t) for item in argument)
+        return _like(argument, [_filled(item, streams, t) for item in argument])
     if isinstance(argument, dict):
         return {key: _filled(item, streams, t) for key, item in argument.items()}
     if isinstance(argument, slice):
@@ -88,15 +93,45 @@ class _Run:
     def __init__(self, xs: Tensor, time_dim: int, fold: str) -> None:
         self.time_dim, self.fast, self.length = time_dim, fold == "fast", xs.shape[time_dim]
         self.streams = [_Stream(time_dim, xs, list(xs.unbind(time_dim)))]
+        self.kept: dict[tuple[int, str], _Stream] = {}
 
-    def run(self, calls: Program) -> Tensor:
+    def run(self, calls: Program) -> Any:
+        wanted: dict[int, list[str]] = {}
         for call in calls.calls:
-            stream = self._neuron(call) or (self.fast and self._folded(call)) or self._stepped(call)
-            self.streams.append(stream)
-        last = self.streams[-1]
-        if not last.tensor:
-            raise TypeError("unroll: the model does not return a tensor of one shape at every step")
-        return last.whole
+            if isinstance(call.target, Kept):
+                wanted.setdefault(call.args[0].number, []).append(call.target.attribute)
+        for number, call in enumerate(calls.calls, start=1):
+            self.streams.append(self._stream(number, call, wanted.get(number, [])))
+        return self._result(Ref(len(calls.calls)) if calls.output is None else calls.output)
+
+    def _result(self, output: Any) -> Any:
+        if isinstance(output, Ref):
+            stream = self.streams[output.number]
+            if not stream.tensor:
+                raise TypeError("unroll: the model does not return a tensor of one shape at every step")
+            return stream.whole
+        if isinstance(output, (tuple, list)):
+            return _like(output, [self._result(item) for item in output])
+        if isinstance(output, dict):
+            return {key: self._result(item) for key, item in output.items()}
+        raise TypeError(f"unroll: the model returns {type(output).__name__} beside tensors")
+
+    def _stream(self, number: int, call: Call, wanted: list[str]) -> _Stream:
+        if isinstance(call.target, Kept):
+            return self.kept[call.args[0].number, call.target.attribute]
+        if wanted:
+            return self._traced(number, call, wanted)
+        return self._neuron(call) or (self.fast and self._folded(call)) or self._stepped(call)
+
+    def _traced(self, number: int, call: Call, wanted: list[str]) -> _Stream:
+        """A native layer whose states are read after every step."""
+        layer, entered = call.target, self._single(call)
+        if not isinstance(layer, Layer) or entered is None:
+            raise TypeError(f"unroll: the states {wanted} are read of a {type(layer).__name__}, no native layer")
+        ys, states = layer.trace(entered.whole, self.time_dim, wanted)
+        for attribute, whole in states.items():
+            self.kept[number, attribute] = _Stream(self.time_dim, whole, models=entered)
+        return _Stream(self.time_dim, ys, models=entered)
 
     def _single(self, call: Call) -> _Stream | None:
         """The only argument, if it is a tensor at every step."""
@@ -149,11 +184,25 @@ class _Own:
         self.steps = whole.unbind(time_dim)
 
 
-def _loop(model: nn.Module, xs: Tensor, time_dim: int) -> Tensor:
-    return torch.stack([model(x) for x in xs.unbind(time_dim)], time_dim)
+def _loop(model: nn.Module, xs: Tensor, time_dim: int) -> Any:
+    return _stacked([model(x) for x in xs.unbind(time_dim)], time_dim)
 
 
-def unroll(model: nn.Module, xs: Tensor, time_dim: int = 0, fold: str = "fast") -> Tensor:
+def _stacked(results: Sequence[Any], time_dim: int) -> Any:
+    """The results of all steps, each tensor stacked, in the structure of one step's."""
+    first = results[0]
+    if isinstance(first, (tuple, list)):
+        return _like(first, [_stacked(series, time_dim) for series in zip(*results, strict=True)])
+    if isinstance(first, dict):
+        return {key: _stacked([result[key] for result in results], time_dim) for key in first}
+    return torch.stack(list(results), time_dim)
+
+
+def _nothing() -> None:
+    """What most layers do when a sequence begins."""
+
+
+def unroll(model: nn.Module, xs: Tensor, time_dim: int = 0, fold: str = "fast") -> Any:
     """Run a model that takes one time step per call over a whole sequence; states carry on, as in a loop.
 
     The model must be a plain graph for this to be fast: a `Sequential`, or a `forward` that calls layers and functions
@@ -161,7 +210,7 @@ def unroll(model: nn.Module, xs: Tensor, time_dim: int = 0, fold: str = "fast") 
     `layer.unroll`. Any other model is run step by step, and an `UnrollWarning` says so, once for each model.
 
     Args:
-        model: one call is one time step, a tensor in and a tensor out.
+        model: one call is one time step, a tensor in and a tensor out (a `Graph`: a structure of tensors).
         xs: [T, B, ...] (`time_dim=0`) or [B, T, ...] (`time_dim=1`), or another dimension.
         time_dim: the time dimension of `xs` and of the result.
         fold: "exact": every call that is no native layer is made once per step, and outputs and final states are those
@@ -171,11 +220,14 @@ def unroll(model: nn.Module, xs: Tensor, time_dim: int = 0, fold: str = "fast") 
             rounding; batch norm and dropout in training mode, and what is not listed, run once per step.
 
     Returns:
-        The outputs of all steps, stacked at `time_dim`.
+        The outputs of all steps, stacked at `time_dim`, in the structure of one step's.
 
     Raises:
         ValueError: another `fold`, or an empty sequence.
+        TypeError: a call of the model takes a whole sequence, as a pipeline's does.
     """
+    if getattr(model, "over_sequences", False):
+        raise TypeError(f"unroll: a call of {type(model).__name__} takes a whole sequence. Remedy: call it on that")
     if fold not in FOLDS:
         raise ValueError(f"unroll: fold={fold!r} is not known; use one of {', '.join(map(repr, FOLDS))}")
     if not -xs.ndim <= time_dim < xs.ndim:
@@ -187,6 +239,8 @@ def unroll(model: nn.Module, xs: Tensor, time_dim: int = 0, fold: str = "fast") 
         return unroll(model, xs.movedim(time_dim, 0), 0, fold).movedim(0, time_dim)
     if isinstance(model, Layer) and not hooked(model) and type(model).forward is Layer.forward:
         return model.unroll(xs, time_dim)
+    for module in model.modules():
+        getattr(module, "begin_sequence", _nothing)()
     try:
         calls = program(model)
         random = [call for call in calls.calls if may_be_random(call.target, folding.listed)]

@@ -11,18 +11,26 @@ from tracetorch.functional.surrogates import Surrogate
 
 
 class _Heaviside(torch.autograd.Function):
-    """1 where z > 0 (or z >= 0), as float32; backward by a surrogate of z."""
+    """1 where z > 0 (or z >= 0), in the given dtype; backward by a surrogate of z."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, threshold: Tensor, v: Tensor | None, strict: bool, surrogate: Surrogate) -> Tensor:
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        threshold: Tensor,
+        v: Tensor | None,
+        strict: bool,
+        surrogate: Surrogate,
+        dtype: torch.dtype,
+    ) -> Tensor:
         ctx.save_for_backward(z, threshold, v if surrogate.of_membrane else None)
         ctx.surrogate = surrogate
-        return (z > 0).float() if strict else (z >= 0).float()
+        return (z > 0).to(dtype) if strict else (z >= 0).to(dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         z, threshold, v = ctx.saved_tensors
-        return ctx.surrogate.vjp(grads[0], z, threshold, v), None, None, None, None
+        return ctx.surrogate.vjp(grads[0], z, threshold, v), None, None, None, None, None
 
 
 class _Count(torch.autograd.Function):
@@ -46,14 +54,20 @@ class _Count(torch.autograd.Function):
 
 
 def heaviside(
-    z: Tensor, threshold: Tensor, surrogate: Surrogate, *, strict: bool = True, v: Tensor | None = None
+    z: Tensor,
+    threshold: Tensor,
+    surrogate: Surrogate,
+    *,
+    strict: bool = True,
+    v: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Spikes of `z = v - threshold`, any shape: 1 where `z > 0` (`strict`) or `z >= 0`, else 0; float32.
+    """Spikes of `z = v - threshold`, any shape: 1 where `z > 0` (`strict`) or `z >= 0`, else 0; of the given dtype.
 
     NaN gives 0. The gradient with respect to `z` is the surrogate's; `threshold` only scales its width. `v` is for
     surrogates written in the membrane itself; without it they take `z + threshold`.
     """
-    return _Heaviside.apply(z, threshold, v, strict, surrogate)
+    return _Heaviside.apply(z, threshold, v, strict, surrogate, dtype)
 
 
 def spike_count(v: Tensor, threshold: Tensor, z: Tensor, surrogate: Surrogate, limit: int | None = None) -> Tensor:

@@ -13,7 +13,9 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -109,6 +111,77 @@ def _periodic_exponential(
     return grad * (grad_scale * torch.exp(-torch.abs(above + z * (v < threshold)) / grad_width))
 
 
+def _scaled_sigmoid(grad: Tensor, z: Tensor, threshold: Tensor, *, alpha: float) -> Tensor:
+    """SpikingJelly 2.0.0 `Sigmoid`: alpha s (1 - s), s = sigmoid(alpha z)."""
+    s = torch.sigmoid(alpha * z)
+    return grad * ((1 - s) * s * alpha)
+
+
+def _piecewise_quadratic(grad: Tensor, z: Tensor, threshold: Tensor, *, alpha: float) -> Tensor:
+    """SpikingJelly 2.0.0 `PiecewiseQuadratic`: max(0, alpha - alpha^2 |z|)."""
+    return grad * (alpha - alpha * alpha * z.abs()).clamp_min(0)
+
+
+def _piecewise_exponential(grad: Tensor, z: Tensor, threshold: Tensor, *, alpha: float) -> Tensor:
+    """SpikingJelly 2.0.0 `PiecewiseExp`: (alpha/2) e^{-alpha |z|}."""
+    return grad * ((alpha / 2) * torch.exp(-alpha * z.abs()))
+
+
+def _soft_sign(grad: Tensor, z: Tensor, threshold: Tensor, *, alpha: float) -> Tensor:
+    """SpikingJelly 2.0.0 `SoftSign`: 1 / (2 alpha (1/alpha + |z|)^2)."""
+    shifted = 1 / alpha + z.abs()
+    return grad * (1 / (2 * alpha * shifted * shifted))
+
+
+def _super_spike(grad: Tensor, z: Tensor, threshold: Tensor, *, alpha: float) -> Tensor:
+    """SpikingJelly 2.0.0 `SuperSpike`: alpha / (1 + |z|)^2 (Zenke and Ganguli 2018)."""
+    shifted = 1 + z.abs()
+    return grad * (alpha / (shifted * shifted))
+
+
+def _erf(grad: Tensor, z: Tensor, threshold: Tensor, *, alpha: float) -> Tensor:
+    """SpikingJelly 2.0.0 `Erf`: (alpha / sqrt(pi)) e^{-(alpha z)^2}."""
+    scaled = alpha * z
+    return grad * ((alpha / math.sqrt(math.pi)) * torch.exp(-scaled * scaled))
+
+
+def _piecewise_leaky_relu(grad: Tensor, z: Tensor, threshold: Tensor, *, w: float, c: float) -> Tensor:
+    """SpikingJelly 2.0.0 `PiecewiseLeakyReLU`: 1 / (2 w) where |z| < w, else c."""
+    return grad * torch.where(z.abs() < w, torch.full_like(z, 1 / (2 * w)), torch.full_like(z, c))
+
+
+def _leaky_k_relu(grad: Tensor, z: Tensor, threshold: Tensor, *, leak: float, k: float) -> Tensor:
+    """SpikingJelly 2.0.0 `LeakyKReLU`: k where z >= 0, else leak."""
+    above = (z >= 0.0).to(z)
+    return grad * (above * k + (1.0 - above) * leak)
+
+
+def _rectangle(grad: Tensor, z: Tensor, threshold: Tensor, *, alpha: float) -> Tensor:
+    """SpikingJelly 2.0.0 `Rect`: alpha where |z| < 1 / (2 alpha), else 0."""
+    return alpha * (z.abs() < 0.5 / alpha).to(z) * grad
+
+
+def _triangle(grad: Tensor, z: Tensor, threshold: Tensor, *, alpha: float) -> Tensor:
+    """Norse 1.1.0 method "triangle": alpha max(0, 1 - |z|) (Esser et al. 2016, Bellec et al. 2020)."""
+    return grad * alpha * torch.relu(1 - z.abs())
+
+
+def _tanh(grad: Tensor, z: Tensor, threshold: Tensor, *, alpha: float) -> Tensor:
+    """Norse 1.1.0 method "tanh": 1 - tanh(alpha z)^2."""
+    return grad * (1 - (z * alpha).tanh().pow(2))
+
+
+def _circle(grad: Tensor, z: Tensor, threshold: Tensor, *, alpha: float) -> Tensor:
+    """Norse 1.1.0 method "circ": alpha^3 / (alpha^2 + z^2)^1.5."""
+    square = alpha**2 + z.pow(2)
+    return grad * (-(z.pow(2) / (2 * square.pow(1.5))) + 1 / (2 * square.sqrt())) * 2 * alpha
+
+
+def _erfc(grad: Tensor, z: Tensor, threshold: Tensor, *, alpha: float) -> Tensor:
+    """Norse 1.1.0 method "heavi_erfc": (2 / sqrt(pi)) e^{-(alpha z)^2}."""
+    return (2 * torch.exp(-(alpha * z).pow(2))) / torch.tensor(math.pi).sqrt() * grad
+
+
 @dataclass(frozen=True)
 class SurrogateKind:
     """One row of the table: the backward rule and its parameters with the source framework's defaults.
@@ -142,6 +215,19 @@ SURROGATES: Mapping[str, SurrogateKind] = MappingProxyType(
         "periodic_exponential": SurrogateKind(
             _periodic_exponential, {"grad_width": 0.5, "grad_scale": 1.0}, of_membrane=True
         ),
+        "scaled_sigmoid": SurrogateKind(_scaled_sigmoid, {"alpha": 4.0}),
+        "piecewise_quadratic": SurrogateKind(_piecewise_quadratic, {"alpha": 1.0}),
+        "piecewise_exponential": SurrogateKind(_piecewise_exponential, {"alpha": 1.0}),
+        "soft_sign": SurrogateKind(_soft_sign, {"alpha": 2.0}),
+        "super_spike": SurrogateKind(_super_spike, {"alpha": 1.0}),
+        "erf": SurrogateKind(_erf, {"alpha": 2.0}),
+        "piecewise_leaky_relu": SurrogateKind(_piecewise_leaky_relu, {"w": 1.0, "c": 0.01}),
+        "leaky_k_relu": SurrogateKind(_leaky_k_relu, {"leak": 0.0, "k": 1.0}),
+        "rectangle": SurrogateKind(_rectangle, {"alpha": 1.0}),
+        "triangle": SurrogateKind(_triangle, {"alpha": 0.3}),
+        "tanh": SurrogateKind(_tanh, {"alpha": 1.0}),
+        "circle": SurrogateKind(_circle, {"alpha": 1.0}),
+        "erfc": SurrogateKind(_erfc, {"alpha": 1.0}),
     }
 )
 
@@ -195,3 +281,54 @@ class Surrogate:
 
     def __str__(self) -> str:
         return f"{self.name}({', '.join(f'{k}={v:g}' for k, v in self.parameters)})"
+
+
+@dataclass(frozen=True)
+class OpaqueSurrogate(Surrogate):
+    """A surrogate gradient of the user's own: a callable without a name, carried as it is.
+
+    It copies and pickles as the callable does; JSON and `tt.save` cannot hold it.
+
+    Args:
+        function: elementwise, in torch operations.
+        kind: how it is called: "membrane", `function(v, threshold) -> ds/dv` (a `surrogate_grad_fn` of sinabs); or
+            "gradient", `function(z, grad, spikes) -> grad * ds/dz`, z = v - threshold (snnTorch's `custom_surrogate`).
+
+    Raises:
+        ValueError: no callable, or another kind.
+    """
+
+    name: str = "opaque"
+    function: Callable[..., Tensor] | None = None
+    kind: str = "membrane"
+
+    def __post_init__(self) -> None:
+        if not callable(self.function) or self.kind not in ("membrane", "gradient"):
+            raise ValueError(
+                f"function={self.function!r}, kind={self.kind!r}: needs a callable, kind 'membrane' or 'gradient'"
+            )
+        if self.name != "opaque" or self.parameters:
+            raise ValueError(f"name={self.name!r}, parameters={self.parameters!r}: an opaque surrogate has neither")
+
+    @property
+    def of_membrane(self) -> bool:
+        """Whether it is written in `v`."""
+        return self.kind == "membrane"
+
+    def vjp(self, grad: Tensor, z: Tensor, threshold: Tensor, v: Tensor | None = None) -> Tensor:
+        """As of a named surrogate."""
+        assert self.function is not None
+        if self.kind == "gradient":
+            return self.function(z, grad.clone(), (z > 0).float())
+        return grad * self.function(z + threshold if v is None else v, threshold)
+
+    def derivative(self, v: Any, threshold: Any) -> Any:
+        """ds/dv in float64 for the oracle: NumPy arrays of a membrane and its threshold, one array back."""
+        shape = np.broadcast_shapes(np.shape(v), np.shape(threshold))
+        at, theta = (torch.tensor(np.broadcast_to(a, shape), dtype=torch.float64) for a in (v, threshold))
+        with torch.no_grad():
+            found = self.vjp(torch.ones_like(at), at - theta, theta, at)
+        return np.broadcast_to(found.to(torch.float64).numpy(), shape)
+
+    def __str__(self) -> str:
+        return f"opaque({getattr(self.function, '__qualname__', None) or repr(self.function)})"

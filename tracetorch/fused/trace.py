@@ -354,6 +354,9 @@ def trace(
     shapes = {tuple(tensor.shape) for tensor in inputs.values()}
     if len(shapes) != 1:
         raise GraphError(f"inputs of different shapes: {sorted(shapes)}; expand them")
+    if torch.is_inference_mode_enabled():  # in which torch shows a tracer operations that it else takes apart
+        with torch.inference_mode(False):
+            return trace(step, inputs, states, wanted, carried, constants, outputs, draws)
     leaves = {name: t.detach().clone().requires_grad_(name in wanted) for name, t in inputs.items()}
     names = [*outputs, *(f"{name}'" for name in states)]
     forward = _trace_forward(step, leaves, names, constants, draws)

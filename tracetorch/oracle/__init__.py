@@ -5,16 +5,21 @@ from tracetorch.oracle.judge import (
     Judgement,
     Recording,
     bounds,
+    current_bound,
+    explained,
     gradient_error,
     gradients,
     judge,
+    roundoff,
     same_bits,
     trajectory,
 )
 from tracetorch.oracle.lif import Step, Trace, advance, backward, run
+from tracetorch.oracle.simulation import Expected, expected, simulate
 
 __all__ = [
     "Equations",
+    "Expected",
     "Judgement",
     "OracleError",
     "Recording",
@@ -23,11 +28,16 @@ __all__ = [
     "advance",
     "backward",
     "bounds",
+    "current_bound",
     "equations",
+    "expected",
+    "explained",
     "gradient_error",
     "gradients",
     "judge",
+    "roundoff",
     "run",
     "same_bits",
+    "simulate",
     "trajectory",
 ]

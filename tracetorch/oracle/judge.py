@@ -6,11 +6,14 @@ judged once, where it happened, and never again. All steps are therefore indepen
 Rounding bound. A subject computes w, the membrane of the spike test, in floating point with unit roundoff e (2^-24 for
 float32), in the order of its own form. No form takes more than 8 roundings, each of a magnitude of at most
 
-    M = |a||v| + |a||rho s_before| + |b||i| + |c| + |rho r|,
+    M = |a||v| + |a||rho s_before| + |b||j| + |c| + |rho r|,
 
 (the second term for a source that stores its membrane before the reset), so |w_subject - w| <= 8 e M + parameter error:
-a parameter that is itself computed (exp(-1/tau)) is off by a_error roundoffs, which adds e a_error (|a||v| + |a||i|),
-the latter where the gain is 1-a. A division by theta in a spike count adds e|w|. A stored membrane takes up to 4 more
+a parameter that is itself computed (exp(-1/tau)), be it by the subject alone, is off by a_error roundoffs, which adds
+e a_error (|a||v| + |a||j|), the latter where the gain is 1-a. Frameworks whose raw form is that of 1-a compute
+v - (1-a)*(v - ...), which rounds at the size of |1-a||v| too: |a| + 2|1-a| stands in M for their |a|. A synapse takes
+up to 4 roundings of |a_s||i| + |x|, which reach the drive j. A smooth spike is within slope*|w_subject - w| and 8
+roundoffs of its function's range. A division by theta in a spike count adds e|w|. A stored membrane takes up to 4 more
 roundings, of |w| + |rho s| + |v_min|: the bound of the state. Underflow adds the smallest subnormal a few times.
 
 Where every intermediate result is exactly representable in float32, no rounding happens in any order of
@@ -20,13 +23,15 @@ operations and the bound is 0: an exact tie at the threshold must then be decide
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tracetorch.oracle.equations import Equations, OracleError, equations
+from tracetorch.oracle import alpha
+from tracetorch.oracle.adaptive import adapted, threshold_slack
+from tracetorch.oracle.equations import Equations, OracleError, equations, keeps_gain
 from tracetorch.oracle.lif import Step, Trace, advance, backward
 from tracetorch.oracle.raw import RAW, Array
 
@@ -34,7 +39,8 @@ _ROUNDINGS = 8
 _STORE_ROUNDINGS = 4
 
 
-def _roundoff(dtype: np.dtype[Any]) -> tuple[float, float]:
+def roundoff(dtype: np.dtype[Any]) -> tuple[float, float]:
+    """The unit roundoff of a dtype, and a few of its smallest subnormals."""
     info = np.finfo(dtype)
     return float(info.eps) / 2, 16 * float(info.smallest_subnormal)
 
@@ -50,6 +56,8 @@ class Recording:
     """What a subject did over time: arrays [T, ...] of one float dtype, states by name, as the subject stores them.
 
     `spec` is the subject's own, and says only how it stores its membrane; what is judged against is given to `judge`.
+    `terms`: where the input is itself a sum of the layer's (its input and its own spikes through a matrix), the sum of
+    its terms' magnitudes: they round at that size, in whatever order they are added.
 
     Raises:
         OracleError: no step, no neuron, shapes or dtypes that differ, a state missing or surplus.
@@ -59,6 +67,7 @@ class Recording:
     outputs: NDArray[Any]
     states: Mapping[str, NDArray[Any]]
     spec: Any
+    terms: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         if self.x.ndim < 1 or self.x.size == 0:
@@ -108,8 +117,8 @@ class Judgement:
         return self.unexplained == 0 and self.state_violations == 0
 
 
-def _before(after: Array) -> Array:
-    return np.concatenate([np.zeros_like(after[:1]), after[:-1]])
+def _before(after: Array, first: Array | float = 0.0) -> Array:
+    return np.concatenate([np.broadcast_to(first, after[:1].shape), after[:-1]])
 
 
 def _spike_numbers(eq: Equations, recording: Recording) -> Array:
@@ -119,9 +128,25 @@ def _spike_numbers(eq: Equations, recording: Recording) -> Array:
     return spikes if not np.any(eq.g != 1) else spikes / eq.g
 
 
+def _held_otherwise(spec: Any, recording: Recording, name: str) -> tuple[Array, float]:
+    """Where the subject computes a decay from another raw form: what it may be off, in unit roundoffs, and 2 or 0.
+
+    The error is that of its form, and of the raw number that it was given: a conversion rounds it like the form itself.
+    With a form of 1 - a, a step rounds at the size of 2|1 - a| too.
+    """
+    mine, theirs = spec.parameters.get(name), recording.spec.parameters.get(name)
+    if mine is None or theirs is None or (mine.raw, spec.dt) == (theirs.raw, recording.spec.dt):
+        return np.zeros(()), 0.0
+    form = RAW[theirs.raw]
+    return 2 * form.error(theirs.value.astype(np.float64), recording.spec.dt), 2.0 if form.complement else 0.0
+
+
 def trajectory(spec: Any, recording: Recording) -> tuple[Equations, Trace, Array]:
     """The subject's trajectory in canonical coordinates, and its recorded canonical membrane [T, ...]."""
-    eq = equations(spec)
+    eq = adapted(spec, recording.states) if spec.adaptive else equations(spec)
+    (error, lost), (error_s, _) = (_held_otherwise(spec, recording, name) for name in ("mem_decay", "syn_decay"))
+    size = np.maximum(eq.a_size, np.abs(eq.a) + lost * np.abs(1 - eq.a))
+    eq = replace(eq, a_error=eq.a_error + error, a_size=size, a_s_error=eq.a_s_error + error_s)
     for name, parameter in spec.parameters.items():
         neurons = recording.x.shape[1:]
         if np.broadcast_shapes(parameter.value.shape, neurons) != neurons:
@@ -134,10 +159,34 @@ def trajectory(spec: Any, recording: Recording) -> tuple[Equations, Trace, Array
         v = np.maximum(v, eq.v_min)
     i = recording.states["i_syn"].astype(np.float64) if "i_syn" in recording.states else np.zeros_like(v)
     x = recording.x.astype(np.float64)
-    i_before, v_before = _before(i), _before(v)
+    i_before, v_before, held = _before(i), _before(v, eq.v_first), eq.held(spikes)
     with np.errstate(invalid="ignore", over="ignore"):
-        step = advance(eq, x, i_before, v_before, spikes if eq.choices.spike_count != "none" else None)
-    return eq, Trace(x, i_before, v_before, step), v
+        step = advance(eq, x, i_before, v_before, spikes if eq.choices.spike_count != "none" else None, held)
+    return eq, Trace(x, i_before, v_before, step, held), v
+
+
+def current_bound(eq: Equations, trace: Trace, dtype: np.dtype[Any]) -> Array:
+    """The rounding bound of one step of the synaptic current, [T, ...], as derived above."""
+    e, tiny = roundoff(dtype)
+    a_s = np.zeros(()) if eq.a_s is None else np.abs(eq.a_s)
+    through = 1.0 if eq.choices.synapse in ("decay_then_add", "moving_average") else a_s
+    magnitude = a_s * np.abs(trace.i_before) + through * np.abs(trace.x)
+    if eq.choices.synapse == "read_then_decay":
+        magnitude = magnitude + np.abs(trace.i_before) + np.abs(trace.x)
+    return np.asarray(e * (4 + eq.a_s_error) * magnitude + tiny)
+
+
+def convolution_bound(eq: Equations, trace: Trace, dtype: np.dtype[Any]) -> Array:
+    """What a subject that sums a kernel over its whole past may be off, [T, ...], in this step and the one before.
+
+    Its sum of T products rounds T times at the size of c = sum of a^k |x[t-k]|; its kernel is exp(-k/tau), off by k/tau
+    roundoffs and a few, which a^k makes no more than another T of c.
+    """
+    size, c = np.zeros(trace.x.shape[1:]), []
+    for x in trace.x:
+        size = np.abs(eq.a) * size + np.abs(x)
+        c.append(size)
+    return np.asarray(roundoff(dtype)[0] * (4 * len(c) + 32) * np.stack(c))
 
 
 def bounds(eq: Equations, trace: Trace, dtype: np.dtype[Any], spikes: np.dtype[Any]) -> tuple[Array, Array]:
@@ -147,12 +196,14 @@ def bounds(eq: Equations, trace: Trace, dtype: np.dtype[Any], spikes: np.dtype[A
         dtype: of the subject's states.
         spikes: of its outputs.
     """
-    e, tiny = _roundoff(dtype)
+    e, tiny = roundoff(dtype)
     step = trace.step
-    av, bi = np.abs(eq.a * trace.v_before), np.abs(eq.b * step.i)
+    av, bi = np.abs(eq.a_size * trace.v_before), np.abs(eq.b * step.j)
+    if eq.a_s is not None:
+        bi = bi + np.abs(eq.b) * np.maximum(np.abs(eq.a_s * trace.i_before), np.abs(trace.x))
     pending = eq.a * eq.rho * _before(step.s) if eq.choices.reset == "subtract" else np.zeros(())
     magnitude = av + np.abs(pending) + bi + np.abs(eq.c) + np.abs(eq.rho * step.r)
-    gain = np.abs(eq.a * step.i) if eq.choices.input_gain == "one_minus_decay" else 0.0
+    gain = np.abs(eq.a_size * eq.resistance * step.j) if eq.choices.input_gain.startswith("one_minus_decay") else 0.0
     w = e * (_ROUNDINGS * magnitude + eq.a_error * (av + gain) + eq.a_s_error * bi + np.abs(step.w)) + tiny
     low = 0.0 if eq.v_min is None else np.abs(eq.v_min)
     v = w + e * _STORE_ROUNDINGS * (np.abs(step.w) + np.abs(eq.rho * step.s) + low + np.abs(eq.v_reset)) + tiny
@@ -161,19 +212,32 @@ def bounds(eq: Equations, trace: Trace, dtype: np.dtype[Any], spikes: np.dtype[A
     if spikes != dtype and eq.choices.reset == "subtract":
         # Spikes are float32 in snnTorch and sinabs, also under a float64 membrane, and torch computes their product
         # with a threshold of no dimension in float32.
-        coarse = _roundoff(spikes)[0]
+        coarse = roundoff(spikes)[0]
         w = w + coarse * (np.abs(pending) + np.abs(eq.rho * step.r))
         v = v + w + coarse * np.abs(eq.rho * step.s)
-    decayed, drive = eq.a * trace.v_before, eq.b * step.i
-    parts = [eq.a, eq.b, eq.c, eq.rho, eq.theta, trace.v_before, decayed, step.i, drive, decayed + drive, step.w]
+    if eq.adaptation is not None:
+        of_test, of_reset = threshold_slack(eq, step.w, step.s, roundoff(spikes)[0])
+        return w + of_test, v + of_reset
+    decayed, drive = eq.a * trace.v_before, eq.b * step.j
+    parts = [eq.a, eq.b, eq.c, eq.rho, eq.theta, trace.v_before, decayed, step.j, drive, decayed + drive, step.w]
     parts += [step.w - eq.theta, eq.rho * step.s, step.v, decayed + pending, decayed + pending + drive]
-    parts += [step.w + eq.rho * step.r]
+    parts += [step.w + eq.rho * step.r, *_of_complement(eq, trace)]
     exact = np.ones(step.w.shape, dtype=bool)
     for part in parts:
         exact &= _representable(np.asarray(part))
-    if np.any(eq.a_error) or eq.a_s is not None or eq.v_min is not None:
+    # Lapicque multiplies by R, 1/(R C) and dt one after the other, which rounds where the product would not.
+    if np.any(eq.a_error) or eq.a_s is not None or eq.v_min is not None or eq.choices.form == "snntorch.Lapicque":
         exact[...] = False
     return np.where(exact, 0.0, w), np.where(exact, 0.0, v)
+
+
+def _of_complement(eq: Equations, trace: Trace) -> list[Array]:
+    """What a step rounds that computes with 1 - a: v - q*(v - leak) + j or v + q*(j - (v - leak)), q = 1 - a."""
+    q, v, j = 1 - eq.a, trace.v_before, trace.step.j
+    fall, away = q * v - eq.c, v - trace.step.w
+    with np.errstate(invalid="ignore", divide="ignore"):
+        below = np.where(q == 0, v, fall / np.where(q == 0, 1.0, q))
+    return [q * v, fall, v - fall, below, j - v, j - below, j + (v - below), away]
 
 
 def _off(value: Array, truth: Array, bound: Array) -> NDArray[np.bool_]:
@@ -188,7 +252,7 @@ def judge(spec: Any, recording: Recording) -> Judgement:
 
     Args:
         spec: the `NeuronSpec` that the subject should compute (of the source, for a converted layer).
-        recording: what it did, from the zero state on.
+        recording: what it did, from the initial state on.
 
     Raises:
         OracleError: choices without equations, or a subject whose neurons have other states than the spec.
@@ -196,13 +260,36 @@ def judge(spec: Any, recording: Recording) -> Judgement:
     if spec.states != recording.spec.states:
         raise OracleError(f"the subject has the states {recording.spec.states}, the spec {spec.states}")
     with np.errstate(all="ignore"):  # NaN and infinity are judged, not warned of
-        return _judge(spec, recording)
+        return (_judge_alpha if alpha.covers(spec) else _judge)(spec, recording)
+
+
+def explained(eq: Equations, spikes: Array, w: Array, bound: Array, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
+    """Where spikes are those of a membrane within the bound of w; `dtype`: of the subject's outputs."""
+    low, high = eq.count(w - bound), eq.count(w + bound)
+    if eq.choices.spike_count == "smooth":
+        slack = 8 * roundoff(dtype)[0] * np.maximum(np.maximum(np.abs(low), np.abs(high)), 1.0)
+        return np.asarray((spikes >= low - slack) & (spikes <= high + slack))
+    return np.asarray((spikes >= low) & (spikes <= high) & (spikes == np.trunc(spikes)))
+
+
+def _joined(eq: Equations, recording: Recording) -> Array:
+    """What the sum that makes the input rounds, in the membrane or the current: as `bounds`, at its terms' size."""
+    if recording.terms is None:
+        return np.zeros(())
+    e, tiny = roundoff(recording.x.dtype)
+    gain = np.maximum(np.abs(eq.b), 1.0)
+    return np.asarray(e * _ROUNDINGS * gain * recording.terms.astype(np.float64) + tiny)
 
 
 def _judge(spec: Any, recording: Recording) -> Judgement:
     eq, trace, _ = trajectory(spec, recording)
     step = trace.step
     w_bound, v_bound = bounds(eq, trace, recording.x.dtype, recording.outputs.dtype)
+    joined = _joined(eq, recording)
+    w_bound, v_bound = w_bound + joined, v_bound + joined
+    if recording.spec.form == "snntorch.StateLeaky":
+        summed = convolution_bound(eq, trace, recording.x.dtype)
+        w_bound, v_bound = w_bound + summed, v_bound + summed
     spikes = _spike_numbers(eq, recording)
     stored = recording.states["v_mem"].astype(np.float64)
     before = recording.spec.stores_before_reset
@@ -211,18 +298,41 @@ def _judge(spec: Any, recording: Recording) -> Judgement:
         error = np.abs(stored - (step.w if before else step.v))
     if eq.a_s is not None:
         i = recording.states["i_syn"].astype(np.float64)
-        e, tiny = _roundoff(recording.x.dtype)
-        bound = e * (4 + eq.a_s_error) * (np.abs(eq.a_s) * (np.abs(trace.i_before) + np.abs(trace.x))) + tiny
-        state_off |= _off(i, step.i, np.broadcast_to(bound, i.shape))
+        current = current_bound(eq, trace, recording.x.dtype) + joined
+        state_off |= _off(i, step.i, np.broadcast_to(current, i.shape))
+    if eq.adaptation is not None:
+        bound = eq.adaptation.bound(spikes, *roundoff(recording.outputs.dtype))
+        state_off |= _off(recording.states["adaptation"].astype(np.float64), eq.adaptation.after(spikes), bound)
     if eq.choices.output == "membrane":
         mismatch = np.zeros(spikes.shape, dtype=bool)
         unexplained = mismatch
         state_off |= _off(recording.outputs.astype(np.float64), step.w, w_bound)
     else:
-        decided = eq.count(step.w)
-        mismatch = ~(spikes == decided)
-        inside = (spikes >= eq.count(step.w - w_bound)) & (spikes <= eq.count(step.w + w_bound))
-        unexplained = mismatch & ~(inside & (spikes == np.trunc(spikes)))
+        mismatch = ~(spikes == eq.count(step.w))
+        unexplained = mismatch & ~explained(eq, spikes, step.w, w_bound, recording.outputs.dtype)
+    return _judgement(spikes, mismatch, unexplained, state_off, error)
+
+
+def _judge_alpha(spec: Any, recording: Recording) -> Judgement:
+    """Of snnTorch's Alpha: see `oracle.alpha`."""
+    run = alpha.rerun(spec, recording)
+    bounds = run.bounds(*roundoff(recording.x.dtype))
+    state_off = np.zeros(run.x.shape, dtype=bool)
+    for name, truth in (("i_exc", run.e), ("i_inh", run.n), ("v_mem", run.w)):
+        state_off |= _off(recording.states[name].astype(np.float64), truth, bounds[name])
+    mismatch = ~(run.spikes == run.eq.count(run.w))
+    unexplained = mismatch & ~explained(run.eq, run.spikes, run.w, bounds["v_mem"], recording.outputs.dtype)
+    error = np.abs(recording.states["v_mem"].astype(np.float64) - run.w)
+    return _judgement(run.spikes, mismatch, unexplained, state_off, error)
+
+
+def _judgement(
+    spikes: Array,
+    mismatch: NDArray[np.bool_],
+    unexplained: NDArray[np.bool_],
+    state_off: NDArray[np.bool_],
+    error: Array,
+) -> Judgement:
     bad = unexplained | state_off
     first = None
     if bad.any():
@@ -252,22 +362,33 @@ def gradients(spec: Any, recording: Recording, grad_output: NDArray[Any]) -> dic
 
     Args:
         spec: whose gradient: its reset path, its surrogate, its raw forms.
-        recording: what the subject did, from the zero state on.
+        recording: what the subject did, from the initial state on.
         grad_output: dL/doutput, [T, ...].
     """
     if grad_output.shape != recording.x.shape:
         raise OracleError(f"grad_output has shape {list(grad_output.shape)}, the output {list(recording.x.shape)}")
     with np.errstate(all="ignore"):
+        if alpha.covers(spec):
+            return alpha.gradients(spec, recording, grad_output.astype(np.float64), _sum_to)
         eq, trace, _ = trajectory(spec, recording)
         g = backward(eq, trace, grad_output.astype(np.float64))
         leak: Any = 0.0
         if "leak" in spec.parameters:
-            leak = RAW[spec.parameters["leak"].raw].value(spec.parameters["leak"].value.astype(np.float64))
+            leak = RAW[spec.parameters["leak"].raw].value(spec.parameters["leak"].value.astype(np.float64), spec.dt)
         of_reset = 0.0 if spec.reset_amount == "value" else g["pending"] if eq.divided else g["rho"]
-        of_gain = g["b"] if spec.input_gain == "one_minus_decay" else 0.0
+        of_gain = g["b"] * eq.resistance if spec.input_gain.startswith("one_minus_decay") else 0.0
+        if keeps_gain(spec):  # eq.a_s = (1-a)*a_s
+            own = spec.parameters["syn_decay"]
+            a_s = RAW[own.raw].value(own.value.astype(np.float64), spec.dt)
+            of_gain, g["a_s"] = a_s * g["a_s"], (1 - eq.a) * g["a_s"]
         by_name = {
             "mem_decay": g["a"] - of_gain - leak * g["c"],
             "syn_decay": g["a_s"],
+            "adapt_decay": g["adapt_decay"],
+            "adapt_scale": g["adapt_scale"],
+            "resistance": g["b"] * (1 - eq.a),
+            "surrogate_scale": np.zeros_like(g["b"]),
+            "initial_v": np.zeros_like(g["b"]),
             "input_gain": g["b"],
             "leak": (1 - eq.a) * g["c"],
             "threshold": g["theta"] + of_reset,
@@ -279,7 +400,7 @@ def gradients(spec: Any, recording: Recording, grad_output: NDArray[Any]) -> dic
         }
         result = {"x": g["x"]}
         for name, parameter in spec.parameters.items():
-            slope = RAW[parameter.raw].slope(parameter.value.astype(np.float64))
+            slope = RAW[parameter.raw].slope(parameter.value.astype(np.float64), spec.dt)
             result[name] = np.asarray(_sum_to(by_name[name], parameter.value.shape) * slope)
     return result
 
@@ -325,6 +446,8 @@ __all__ = [
     "Recording",
     "Step",
     "bounds",
+    "current_bound",
+    "explained",
     "gradient_error",
     "gradients",
     "judge",

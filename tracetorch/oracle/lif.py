@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tracetorch.oracle.equations import Equations
 from tracetorch.oracle.raw import Array
@@ -12,62 +14,143 @@ from tracetorch.oracle.raw import Array
 
 @dataclass(frozen=True)
 class Step:
-    """One step (or many independent ones): synapse i, tested membrane w, residual reset r, spikes s, membrane v."""
+    """One step (or many independent ones).
+
+    Attributes:
+        i: the synaptic current that is kept; x without a synapse.
+        j: the drive of the membrane.
+        w: the membrane of the spike test.
+        r: the residual reset.
+        s: spikes.
+        v: the membrane after its reset.
+    """
 
     i: Array
+    j: Array
     w: Array
     r: Array
     s: Array
     v: Array
 
 
-def advance(eq: Equations, x: Array, i: Array, v: Array, spikes: Array | None = None) -> Step:
+def advance(
+    eq: Equations, x: Array, i: Array, v: Array, spikes: Array | None = None, held: NDArray[np.bool_] | None = None
+) -> Step:
     """One time step from the state (i, v): the equations of `oracle.equations`, line by line.
 
-    With `spikes` given, those are taken instead of the oracle's own decision, as a subject took them.
+    With `spikes` given, those are taken instead of the oracle's own decision, as a subject took them. `held`: where the
+    membrane is held.
     """
     reset = eq.choices.reset
-    i = x if eq.a_s is None else eq.a_s * (i + x)
+    j, i = eq.synapse(x, i)
     r = eq.count(v) if eq.residual else np.zeros_like(v)
     if eq.residual and reset == "value":
         v = (1 - r) * v
-    w = eq.a * v + eq.b * i + eq.c
+    w = eq.a * v + eq.b * j + eq.c
     if eq.residual and reset == "subtract":
         w = w - r * eq.rho
+    if held is not None:
+        w = np.where(held, v, w)
     s = eq.count(w) if spikes is None else spikes
     if reset == "subtract":
         v = w - (s - r) * eq.rho
     elif reset == "value":
-        v = w - (s - r) * w if eq.residual else np.where(s > 0, eq.v_reset, w)
+        v = w - (s - r) * w if eq.residual else eq.to_value(w, s)
     elif reset == "add_value":
         v = w * (s == 0) + eq.v_reset
     else:
         v = w
     if eq.v_min is not None:
         v = np.maximum(v, eq.v_min)
-    return Step(i, w, r, s, v)
+    return Step(i, j, w, r, s, v)
 
 
 @dataclass(frozen=True)
 class Trace:
-    """A run over time, each [T, ...]: inputs, the state *before* each step, and the step."""
+    """A run over time, each [T, ...]: inputs, the state *before* each step, where it was held, and the step."""
 
     x: Array
     i_before: Array
     v_before: Array
     step: Step
+    held: Any
 
 
-def run(eq: Equations, x: Array) -> Trace:
-    """The oracle on its own from the zero state. x: float64 [T, ...]."""
-    i = v = np.zeros(x.shape[1:])
-    before, steps = [], []
-    for x_t in x:
+def run(eq: Equations, x: Array, spikes: Array | None = None) -> Trace:
+    """The oracle on its own from the initial state. x: float64 [T, ...]; `spikes`: those that it follows."""
+    i = np.zeros(x.shape[1:])
+    v = np.broadcast_to(eq.v_first, x.shape[1:]).astype(np.float64)
+    left = np.zeros(x.shape[1:])
+    before, steps, held = [], [], []
+    for t, x_t in enumerate(x):
         before.append((i, v))
-        steps.append(advance(eq, x_t, i, v))
+        held.append(left > 0)
+        steps.append(advance(eq.at(t), x_t, i, v, None if spikes is None else spikes[t], held[-1]))
         i, v = steps[-1].i, steps[-1].v
-    columns = [np.stack([getattr(step, name) for step in steps]) for name in ("i", "w", "r", "s", "v")]
-    return Trace(x, np.stack([b[0] for b in before]), np.stack([b[1] for b in before]), Step(*columns))
+        left = np.where(steps[-1].s > 0, eq.hold, left - 1)
+    columns = [np.stack([getattr(step, name) for step in steps]) for name in ("i", "j", "w", "r", "s", "v")]
+    first = (np.stack([b[0] for b in before]), np.stack([b[1] for b in before]))
+    return Trace(x, *first, Step(*columns), np.stack(held))
+
+
+def _through_reset(eq: Equations, at: Step, l: Array, e: Array, total: dict[str, Array]) -> tuple[Array, Array]:  # noqa: E741
+    """(k, e): dL/dw by way of the kept membrane, and dL/ds with the way through the reset; of one step."""
+    choices, attached = eq.choices, eq.choices.reset_gradient != "detached"
+    w, r, s = at.w, at.r, at.s
+    if choices.reset == "subtract":
+        total["rho"] -= l * (s - r)
+        return l, e - l * eq.rho if attached else e
+    if choices.reset == "value" and eq.residual:
+        return l * (1 - (s - r)), e - l * w
+    if choices.reset == "value":
+        once, left = (s, 1 - s) if choices.spike_count == "smooth" else (s > 0, s == 0)
+        total["v_reset"] += l * once
+        kept = l if choices.reset_gradient == "membrane_stopped" else l * left
+        return kept, e + l * (eq.v_reset - w) if attached else e
+    if choices.reset == "add_value":
+        total["v_reset"] += l
+        return l * (s == 0), e
+    return l, e
+
+
+def _through_spikes(
+    eq: Equations, t: int, at: Step, grad_v: Array, l_n: Array, grad: Array, total: dict[str, Array]
+) -> tuple[Array, Array]:
+    """(k, l_n): dL/dw, and dL/dn of an adaptation before the step; from dL/dv and dL/dn after it, and G."""
+    of_step, adaptation, rho_so_far = eq.at(t), eq.adaptation, total["rho"].copy()
+    total["g"] += grad * at.s
+    k, e = _through_reset(of_step, at, grad_v, eq.g * grad, total)
+    if adaptation is not None:
+        e = e + (1 - adaptation.decay) * l_n
+    through = e * of_step.surrogate(at.w)
+    by_test = through if eq.choices.threshold_gradient else np.zeros_like(through)
+    total["theta"] -= by_test
+    if adaptation is not None:
+        by_reset = total["rho"] - rho_so_far if eq.choices.reset_amount == "threshold" else 0.0
+        l_n = adaptation.backward(t, by_reset - by_test, l_n, at.s, total)
+    return k + through, l_n
+
+
+def _through_synapse(
+    eq: Equations, grad_j: Array, l_i: Array, x: Array, i: Array, total: dict[str, Array]
+) -> tuple[Array, Array]:
+    """(dL/dx, dL/di before the step), from dL/dj and dL/di after it; x and i before the step."""
+    if eq.a_s is None:
+        return grad_j, l_i
+    kind, a_s = eq.choices.synapse, eq.a_s
+    if kind == "read_then_decay":
+        total["a_s"] += l_i * (i + x)
+        both = grad_j + a_s * l_i
+        return both, both
+    l_i = l_i + grad_j
+    if kind == "add_then_decay":
+        total["a_s"] += l_i * (i + x)
+        return a_s * l_i, a_s * l_i
+    if kind == "moving_average":
+        total["a_s"] += l_i * (i - x)
+        return (1 - a_s) * l_i, a_s * l_i
+    total["a_s"] += l_i * i
+    return l_i, a_s * l_i
 
 
 def backward(eq: Equations, trace: Trace, grad_output: Array) -> dict[str, Array]:
@@ -76,76 +159,58 @@ def backward(eq: Equations, trace: Trace, grad_output: Array) -> dict[str, Array
     Writing l for dL/dv after the step, k for dL/dw, e for dL/ds, sg for the surrogate at w:
 
         v = w - (s-r)*rho:   e = g*G - l*rho (attached) or g*G (detached);  k = l + e*sg;  dL/drho -= l*(s-r)
-        v = s ? v_reset : w: e = g*G + l*(v_reset - w) or g*G;              k = l*(1-s) + e*sg
-        residual:            w = a*v + b*i + c - r*rho:  dL/drho -= k*r;  r carries no gradient
-        w = a*v + b*i + c:   dL/dv = a*k, dL/da += k*v, dL/di = b*k, dL/db += k*i, dL/dc += k
+        v = s ? v_reset : w: e = g*G + l*(v_reset - w) or g*G;              k = l*(1-s) + e*sg;  dL/dv_reset += l*s
+                             with the membrane of the reset stopped, k = l + e*sg
+        residual:            w = a*v + b*j + c - r*rho:  dL/drho -= k*r;  r carries no gradient
+        w = a*v + b*j + c:   dL/dv = a*k, dL/da += k*v, dL/dj = b*k, dL/db += k*j, dL/dc += k
+        held, w = v:         dL/dv = k, and nothing else
         rho = theta / a:     a*v is a*w_before - theta*s_before, so there dL/da += k*w_before and dL/dtheta_pending -=
                              k*s_before, in the place of the way through rho (nothing of it where v was clamped)
         theta:               dL/dtheta -= e*sg, if the surrogate reaches it
+        theta = threshold + A*n, n = a_n*n + (1-a_n)*s, l_n for dL/dn after the step: e += (1-a_n)*l_n;  dL/dA +=
+                             n*dL/dtheta;  dL/da_n += l_n*(n - s), n before;  l_n = a_n*l_n + A*dL/dtheta
+        synapse, l_i for dL/di after the step:
+          j = i = a_s*i + x:           l_i += dL/dj;  dL/dx = l_i;          dL/da_s += l_i*i;      l_i = a_s*l_i
+          j = i = a_s*(i + x):         l_i += dL/dj;  dL/dx = a_s*l_i;      dL/da_s += l_i*(i+x);  l_i = a_s*l_i
+          j = i = a_s*i + (1-a_s)*x:   l_i += dL/dj;  dL/dx = (1-a_s)*l_i;  dL/da_s += l_i*(i-x);  l_i = a_s*l_i
+          j = i + x, i = a_s*j:        dL/da_s += l_i*(i+x);  dL/dx = dL/dj + a_s*l_i = l_i before
 
     Args:
         grad_output: G, dL/doutput, [T, ...].
 
     Returns:
         Element-wise gradients, not yet summed to the parameters' shapes: `x` [T, ...] and, [...] each, `a`, `a_s`, `b`,
-        `c`, `theta`, `rho`, `pending`, `v_reset`, `v_min`, `g`.
+        `c`, `theta`, `rho`, `pending`, `v_reset`, `v_min`, `g`, `adapt_decay`, `adapt_scale`.
     """
-    choices, attached = eq.choices, eq.choices.reset_gradient == "attached"
-    names = ("a", "a_s", "b", "c", "theta", "rho", "pending", "v_reset", "v_min", "g")
+    names = ("a", "a_s", "b", "c", "theta", "rho", "pending", "v_reset", "v_min", "g", "adapt_decay", "adapt_scale")
     total = {name: np.zeros(trace.x.shape[1:]) for name in names}
     grad_x = np.zeros_like(trace.x)
-    l = np.zeros(trace.x.shape[1:])  # noqa: E741 - the notation above
-    l_i = np.zeros(trace.x.shape[1:])
+    l = l_i = l_n = np.zeros(trace.x.shape[1:])  # noqa: E741 - the notation above
     for t in range(len(trace.x) - 1, -1, -1):
-        v_before, i_before = trace.v_before[t], trace.i_before[t]
-        i, w, r, s = trace.step.i[t], trace.step.w[t], trace.step.r[t], trace.step.s[t]
+        at = Step(*(getattr(trace.step, name)[t] for name in ("i", "j", "w", "r", "s", "v")))
+        v_before, i_before, held = trace.v_before[t], trace.i_before[t], trace.held[t]
         grad = grad_output[t]
         if eq.v_min is not None:
-            free = advance(eq, trace.x[t], i_before, v_before, s).v > eq.v_min
+            free = advance(eq.at(t), trace.x[t], i_before, v_before, at.s, held).v > eq.v_min
             total["v_min"] += l * ~free
             l = l * free  # noqa: E741
-        if choices.output == "membrane":
+        if eq.choices.output == "membrane":
             k = l + grad
         else:
-            e = eq.g * grad
-            total["g"] += grad * s
-            if choices.reset == "subtract":
-                e = e - l * eq.rho if attached else e
-                total["rho"] -= l * (s - r)
-                k = l
-            elif choices.reset == "value" and eq.residual:
-                e = e - l * w
-                k = l * (1 - (s - r))
-            elif choices.reset == "value":
-                e = e + l * (eq.v_reset - w) if attached else e
-                total["v_reset"] += l * (s > 0)
-                k = l * (s == 0)
-            elif choices.reset == "add_value":
-                total["v_reset"] += l
-                k = l * (s == 0)
-            else:
-                k = l
-            through = e * eq.surrogate(w)
-            k = k + through
-            if choices.threshold_gradient:
-                total["theta"] -= through
-        if eq.residual and choices.reset == "subtract":
-            total["rho"] -= k * r
-        kept = (1 - r) * v_before if eq.residual and choices.reset == "value" else v_before
+            k, l_n = _through_spikes(eq, t, at, l, l_n, grad, total)
+        moved = k * ~held
+        if eq.residual and eq.choices.reset == "subtract":
+            total["rho"] -= moved * at.r
+        passed = (1 - at.r) if eq.residual and eq.choices.reset == "value" else np.ones(())
+        kept = passed * v_before
         if eq.divided and t > 0:
             w_before, s_before = trace.step.w[t - 1], trace.step.s[t - 1]
-            free = np.ones_like(w) if eq.v_min is None else (w_before - s_before * eq.rho > eq.v_min) * 1.0
-            kept = np.where(free, w_before, kept)
-            total["pending"] -= k * s_before * free
-        total["a"] += k * kept
-        total["b"] += k * i
-        total["c"] += k
-        l = eq.a * k * ((1 - r) if eq.residual and choices.reset == "value" else 1.0)  # noqa: E741
-        if eq.a_s is None:
-            grad_x[t] = eq.b * k
-        else:
-            l_i = l_i + eq.b * k
-            total["a_s"] += l_i * (i_before + trace.x[t])
-            l_i = eq.a_s * l_i
-            grad_x[t] = l_i
+            unclamped = np.ones_like(at.w) if eq.v_min is None else (w_before - s_before * eq.rho > eq.v_min) * 1.0
+            kept = np.where(unclamped, w_before, kept)
+            total["pending"] -= moved * s_before * unclamped
+        total["a"] += moved * kept
+        total["b"] += moved * at.j
+        total["c"] += moved
+        l = np.where(held, k, eq.a * moved * passed)  # noqa: E741
+        grad_x[t], l_i = _through_synapse(eq, eq.b * moved, l_i, trace.x[t], i_before, total)
     return {"x": grad_x, **total}

@@ -1,5 +1,7 @@
 """Surrogate gradients in float64, as derivatives: `DERIVATIVES[name](z, threshold, **parameters)`, z = v - threshold.
 
+`PRIMITIVES[name](z, **parameters)` are the smooth spikes that some of them are the derivatives of.
+
 Written from the equations (see the docstrings of `tracetorch.functional.surrogates` for sources); no torch.
 """
 
@@ -62,5 +64,28 @@ DERIVATIVES: Mapping[str, Callable[..., Array]] = MappingProxyType(
         "gaussian": lambda z, th, mu, sigma, grad_scale: grad_scale * _normal(z, mu, sigma),
         "multi_gaussian": _multi_gaussian,
         "periodic_exponential": _periodic_exponential,
+        "scaled_sigmoid": lambda z, th, alpha: _sigmoid(z, th, alpha),
+        "piecewise_quadratic": lambda z, th, alpha: np.maximum(alpha - alpha**2 * np.abs(z), 0.0),
+        "piecewise_exponential": lambda z, th, alpha: alpha / 2 * np.exp(-alpha * np.abs(z)),
+        "soft_sign": lambda z, th, alpha: alpha / (2 * (1 + alpha * np.abs(z)) ** 2),
+        "super_spike": lambda z, th, alpha: alpha / (1 + np.abs(z)) ** 2,
+        "erf": lambda z, th, alpha: alpha / math.sqrt(math.pi) * np.exp(-((alpha * z) ** 2)),
+        "piecewise_leaky_relu": lambda z, th, w, c: np.where(np.abs(z) < w, 1 / (2 * w), c * 1.0),
+        "leaky_k_relu": lambda z, th, leak, k: leak + (k - leak) * (z >= 0),
+        "rectangle": lambda z, th, alpha: np.where(np.abs(z) < 0.5 / alpha, alpha, 0.0),
+        "triangle": lambda z, th, alpha: alpha * np.maximum(1 - np.abs(z), 0.0),
+        "tanh": lambda z, th, alpha: 1 - np.tanh(alpha * z) ** 2,
+        "circle": lambda z, th, alpha: alpha**3 / (alpha**2 + z**2) ** 1.5,
+        "erfc": lambda z, th, alpha: 2 / math.sqrt(math.pi) * np.exp(-((alpha * z) ** 2)),
+    }
+)
+
+# The functions of z that have these derivatives, of range 1 where they have limits: smooth spikes.
+PRIMITIVES: Mapping[str, Callable[..., Array]] = MappingProxyType(
+    {
+        "atan": lambda z, alpha: np.arctan(math.pi / 2 * alpha * z) / math.pi + 0.5,
+        "logistic": lambda z, slope: 0.5 * (1 + np.tanh(slope * z / 2)),
+        "scaled_sigmoid": lambda z, alpha: 0.5 * (1 + np.tanh(alpha * z / 2)),
+        "soft_sign": lambda z, alpha: 0.5 * (alpha * z / (1 + np.abs(alpha * z)) + 1),
     }
 )

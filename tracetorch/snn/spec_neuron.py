@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from tracetorch.core.forms import check_form
 from tracetorch.core.layer import Layer
+from tracetorch.core.raw import from_raw
 from tracetorch.core.spec import NeuronSpec, Parameter, SpecError
+
+# Forms that add a recurrent layer's feedback at a place of their own.
+FED = ("snntorch.RLeaky", "snntorch.Synaptic")
 
 
 class SpecNeuron(Layer):
@@ -56,10 +60,34 @@ class SpecNeuron(Layer):
         """A raw tensor goes by the parameter's own name, as in the spec."""
         return name
 
+    def value(self, name: str) -> Tensor:
+        """What the step takes of a parameter: its value in the equations, or what the form computes with instead."""
+        if name in self.overrides or name in self.baked:
+            return super().value(name)
+        raw_form, dt = self.raw_forms[name], self._choices.dt
+        takes = self._form.takes.get(name)
+        raw = cast(Tensor, getattr(self, name))
+        return from_raw(raw_form, raw, dt) if takes is None else takes[raw_form](raw, 1.0 if dt is None else dt)
+
+    def first_state(self, name: str) -> Tensor | None:
+        """The membrane starts at the leak or at the reset value, as a constant, where the spec says so."""
+        start = {"leak": "leak", "reset_value": "reset_value"}.get(self._choices.initial_state)
+        start = "initial_v" if "initial_v" in self.raw_forms else start
+        if name != "v_mem" or start is None or start not in self.raw_forms:
+            return None
+        return super().value(start).detach()
+
     def step(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """x, states: any shape that the parameters broadcast against -> output, states after the step."""
         values = {name: self.value(name) for name in self.raw_forms}
         return self._form.step(self._choices, values, x, *states)
+
+    def fed_step(self, x: Tensor, feedback: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        """A step of a recurrent layer: `feedback` joins the input where the form says, else it is added before."""
+        values = {name: self.value(name) for name in self.raw_forms}
+        if self._choices.form in FED:
+            return self._form.step(self._choices, {**values, "feedback": feedback}, x, *states)
+        return self._form.step(self._choices, values, x + feedback, *states)
 
     def extra_repr(self) -> str:
         p = self._choices
@@ -68,10 +96,10 @@ class SpecNeuron(Layer):
 
     def __getstate__(self) -> dict[str, Any]:
         attributes = super().__getstate__()
-        attributes["_choices"] = self.spec.to_json()
+        attributes["_choices"] = self.spec
         del attributes["_form"]
         return attributes
 
     def __setstate__(self, attributes: dict[str, Any]) -> None:
-        spec = NeuronSpec.from_json(attributes["_choices"])
+        spec = attributes["_choices"]
         super().__setstate__({**attributes, "_choices": spec, "_form": check_form(spec)})

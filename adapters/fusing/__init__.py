@@ -1,0 +1,1 @@
+"""`tt.fuse`: frameworks' layers whose sequences run as one kernel."""

@@ -1,0 +1,1 @@
+"""brainstate and JAX modules as torch modules: the seam between the two."""

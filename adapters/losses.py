@@ -1,0 +1,112 @@
+"""What a framework's own class cannot do of a spec, as data; and the class of ours that can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from tracetorch.adapters.base import Building
+from tracetorch.core.forms import FORMS, check_form
+from tracetorch.core.spec import NeuronSpec, SpecError
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A choice that the framework's own class does not have.
+
+    Attributes:
+        field, value: of the spec.
+        why: what the class has instead.
+        gradient: whether only the gradient differs, and the forward pass is the same.
+        remedy: what in the source would make it possible.
+    """
+
+    field: str
+    value: object
+    why: str
+    gradient: bool = False
+    remedy: str = "stock=False"
+
+
+def neutral(spec: NeuronSpec, name: str, number: float) -> bool:
+    """Whether a parameter is left out, or is this number and not learnable: then it has no part in the equations."""
+    parameter = spec.parameters.get(name)
+    return parameter is None or not (parameter.learnable or np.any(parameter.value != number))
+
+
+def unneeded(spec: NeuronSpec) -> NeuronSpec:
+    """The spec without parameters that have no part in the equations."""
+    numbers = {"leak": 0.0, "bias": 0.0, "spike_scale": 1.0}
+    numbers |= {"resistance": 1.0, "surrogate_scale": 1.0, "initial_v": 0.0}
+    kept = {n: p for n, p in spec.parameters.items() if not (n in numbers and neutral(spec, n, numbers[n]))}
+    start = "zero" if spec.initial_state == "leak" and "leak" not in kept else spec.initial_state
+    return spec.replace(parameters=kept, initial_state=start)
+
+
+def formed(spec: NeuronSpec, building: Building) -> NeuronSpec:
+    """The spec in its own order of operations, or in another that computes it.
+
+    Raises:
+        ConversionError: there is none.
+    """
+    refusals = []
+    for form in dict.fromkeys((spec.form, *FORMS)):
+        for candidate in (spec, unneeded(spec)):
+            try:
+                check_form(candidate.replace(form=form))
+            except SpecError as error:
+                refusals.append(f"{form}: {error}")
+            else:
+                return candidate.replace(form=form)
+    raise building.impossible("form", spec.form, "; ".join(refusals), "another source layer")
+
+
+def common(spec: NeuronSpec, name: str) -> Iterator[Loss]:
+    """What neither SpikingJelly's nor Norse's neurons have."""
+    for field, has in (("clamp", "no lower bound"), ("refractory", "no refractory time")):
+        if getattr(spec, field) != "none":
+            yield Loss(field, getattr(spec, field), f"{name} has {has}")
+    rare = (("resistance", 1.0), ("surrogate_scale", 1.0), ("initial_v", 0.0))
+    for parameter, number in (("bias", 0.0), ("spike_scale", 1.0), *rare):
+        if not neutral(spec, parameter, number):
+            yield Loss(parameter, str(spec.parameters[parameter]), f"{name} has none")
+    if "adapt_decay" in spec.parameters:
+        yield Loss("adapt_scale", str(spec.parameters["adapt_scale"]), f"{name} has a fixed threshold")
+    if spec.output == "spikes" and spec.spike_count != "single":
+        yield Loss("spike_count", spec.spike_count, f"{name} emits one spike a step")
+    if spec.reset == "add_value" and neutral(spec, "reset_value", 0.0):
+        return
+    if spec.reset not in ("none", "subtract", "value"):
+        yield Loss("reset", spec.reset, f"{name} resets by subtraction or to a value")
+    if spec.reset == "subtract" and spec.reset_amount != "threshold":
+        yield Loss("reset_amount", spec.reset_amount, f"{name} subtracts its threshold")
+    if spec.reset != "none" and spec.reset_timing not in ("same_step", "next_step_before_decay"):
+        yield Loss("reset_timing", spec.reset_timing, f"{name} resets once, before the next decay")
+
+
+def starts_at(spec: NeuronSpec) -> np.ndarray:
+    """Where the membrane starts."""
+    name = spec.initial_state
+    return spec.parameters[name].value if name != "zero" and name in spec.parameters else np.zeros(())
+
+
+def settle(
+    losses: Iterable[Loss], building: Building, stock: Callable[[], nn.Module], ours: Callable[[], nn.Module]
+) -> nn.Module:
+    """The framework's own class where nothing is lost, else ours; with `building.stock` its own, or a refusal."""
+    found = list(losses)
+    if not found:
+        return stock()
+    if not building.stock:
+        words = ", ".join(f"{loss.field}={loss.value!r}" for loss in found)
+        building.note(found[0].field, f"custom class of tracetorch.adapters.{building.framework}: {words}")
+        return ours()
+    for loss in found:
+        if loss.gradient:
+            building.note(loss.field, loss.why, gradient="differs")
+        else:
+            building.cannot(loss.field, loss.value, loss.why, loss.remedy)
+    return stock()

@@ -1,0 +1,123 @@
+"""Parameters of a source and its target: which pairs were carried, whether they still agree, sharing, carrying back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tracetorch.adapters.base import ConversionError, parameters
+from tracetorch.adapters.networks import recurrent
+from tracetorch.adapters.networks.network import Network, Stage
+from tracetorch.adapters.registry import adapter
+from tracetorch.core.raw import from_raw, to_raw
+
+_SAME_RAW = ("value", "clamped")
+
+
+class CarriedBack:
+    """The target's parameters in the source, for the length of a `with` block."""
+
+    def __init__(self, source: Network, target: Network) -> None:
+        self.pairs = [pair for pair in pairs(source, target) if not pair.agree()]
+        # The memory is put aside, not written to: sinabs's default threshold is one tensor for all layers.
+        self.saved = [(pair.theirs, pair.theirs.data) for pair in self.pairs]
+
+    def __enter__(self) -> None:
+        for pair in self.pairs:
+            ours = pair.ours.detach()
+            same = (pair.their_raw, pair.their_dt) == (pair.our_raw, pair.our_dt)
+            value = ours if same else to_raw(pair.their_raw, from_raw(pair.our_raw, ours, pair.our_dt), pair.their_dt)
+            pair.theirs.data = value.to(pair.theirs.dtype).clone()
+
+    def __exit__(self, *_: object) -> None:
+        for theirs, value in self.saved:
+            theirs.data = value
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A parameter that was carried: the source's tensor and the target's, each in its raw form."""
+
+    name: str
+    theirs: Tensor
+    ours: Tensor
+    their_raw: str = "value"
+    our_raw: str = "value"
+    their_dt: float | None = None
+    our_dt: float | None = None
+
+    def agree(self) -> bool:
+        """Whether they are worth the same, or one float apart, as a stock layer holds a threshold to turn > into >=.
+
+        In two raw forms, also where they are worth the same to the roundings of going from one to the other.
+        """
+        if self.theirs.shape != self.ours.shape:
+            return False
+        if self.their_raw == self.our_raw:
+            value, own = self.theirs.detach(), self.ours.detach()
+        else:
+            value = from_raw(self.their_raw, self.theirs.detach(), self.their_dt)
+            own = from_raw(self.our_raw, self.ours.detach(), self.our_dt)
+            if value.dtype == own.dtype and own.is_floating_point():
+                return bool(((own - value).abs() <= 4 * torch.finfo(own.dtype).eps * own.abs()).all())
+        value = value.to(own)
+        steps = [torch.nextafter(value, torch.full_like(own, end)) for end in (torch.inf, -torch.inf)]
+        return bool(((own == value) | (own == steps[0]) | (own == steps[1])).all())
+
+
+def pairs(source: Network, target: Network) -> Iterator[_Pair]:
+    """Every parameter that was carried."""
+    for ref, theirs in source.constants.items():
+        yield _Pair(ref.name, theirs, target.constants[ref])
+    for s, t in zip(source.stages, target.stages, strict=True):
+        if not s.neuron:
+            ours = dict(t.inner.named_parameters())
+            yield from (_Pair(f"{s.name}.{name}", theirs, ours[name]) for name, theirs in s.inner.named_parameters())
+            continue
+        specs = [stage.spec() for stage in (s, t)]
+        if recurrent.is_recurrent(s.inner):
+            ours = dict(recurrent.connection(t.inner).named_parameters())
+            for name, theirs in recurrent.connection(s.inner).named_parameters():
+                yield _Pair(f"{s.name}.connection.{name}", theirs, ours[name])
+        raws = [{name: p.raw for name, p in spec.parameters.items()} for spec in specs]
+        dts = [spec.dt for spec in specs]
+        own = parameters(t.adapter, t.inner)
+        for name, attribute in s.adapter.attributes(s.inner).items():
+            if name in own and all(name in raw for raw in raws):
+                theirs = getattr(s.inner, attribute)
+                yield _Pair(f"{s.name}.{attribute}", theirs, own[name], raws[0][name], raws[1][name], *dts)
+
+
+def changed(source: Network, target: Network) -> tuple[str, ...]:
+    """Names of the parameters that no longer agree."""
+    return tuple(pair.name for pair in pairs(source, target) if not pair.agree())
+
+
+def share(stage: Stage, layer: nn.Module, to: str) -> None:
+    """Make the target's parameters the source's own."""
+    theirs, ours = stage.adapter.attributes(stage.inner), adapter(to).attributes(layer)
+    raw = {name: parameter.raw for name, parameter in stage.spec().parameters.items()}
+    own = {name: parameter.raw for name, parameter in adapter(to).spec(layer).parameters.items()}
+    for name, attribute in theirs.items():
+        if name not in ours:
+            continue
+        tensor, mine = getattr(stage.inner, attribute), getattr(layer, ours[name])
+        if not tensor.is_floating_point():  # threshold=1 is no weight: the target has its float
+            continue
+        same = raw[name] == own.get(name) or {raw[name], own.get(name)} <= set(_SAME_RAW)
+        if not same or not torch.equal(tensor.detach().to(mine), mine.detach()):
+            raise ConversionError(
+                f"{stage.name!r}",
+                attribute,
+                raw[name],
+                f"{to} keeps it in another form, so it cannot be shared",
+                "share_weights=False",
+            )
+        if isinstance(mine, nn.Parameter):
+            shared = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
+            setattr(layer, ours[name], shared)
+        else:
+            setattr(layer, ours[name], tensor)

@@ -1,0 +1,63 @@
+"""snnTorch: its neurons as source and target (snntorch 1.0.0).
+
+Equations, b = clamp(beta, 0, 1), a = clamp(alpha, 0, 1), r = [mem > theta] of the membrane left by the previous step,
+detached:
+
+    Leaky     subtract: mem = b*mem + x - r*theta      zero: mem = b*((1-r)*mem) + x      none: mem = b*mem + x
+    Synaptic  syn = a*syn + x; mem = b*mem + syn;  subtract: mem - r*theta;  zero: mem - r*mem;  none
+    Lapicque  mem = x*R*(1/(R*C))*dt + (1 - dt/(R*C))*mem;  subtract: mem - r*theta;  zero: mem - r*mem;  none
+    Alpha     e = a*e + x; i = b*i - x; mem = k*(e + i), k = ln(a) / (ln(b) - ln(a)) + 1;  zero: all three times 1-r;
+              subtract: e - r*theta, i - r*i, mem + r*i with the i of the step before;  none
+    StateLeaky  mem[t] = sum over k of exp(-k/tau)*x[t-k], tau = 1/(1-beta); no reset; factor squared
+    spk = [mem > theta] * graded_spikes_factor
+    reset_delay=False (Leaky, Synaptic): d = [mem > theta] - r;  subtract: mem - d*theta;  zero: mem - d*mem
+
+Reading is in `snntorch_read`, building in `snntorch_build`, subclasses of ours in `snntorch_layers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from torch import nn
+
+from tracetorch.adapters.networks.modules import nested
+from tracetorch.adapters.snntorch.build import build
+from tracetorch.adapters.snntorch.layers import Leaky, SpikeGrad, Synaptic
+from tracetorch.adapters.snntorch.read import attributes, is_neuron, parts, reset, spec, states, trace
+
+NAME = "snntorch"
+STEPPED = True
+
+
+def wrap(module: nn.Module) -> nn.Module:
+    """snnTorch networks take one step per call, as the module does."""
+    return module
+
+
+def assemble(modules: Mapping[str, nn.Module], emit_state: bool) -> nn.Module:
+    """An `nn.Sequential`, one step per call, states hidden; the last neuron returns its membrane too if asked."""
+    last = list(modules.values())[-1]
+    if emit_state and is_neuron(last):
+        cast(Any, last).output = True
+    return nested(modules, nn.Sequential)
+
+
+__all__ = [
+    "NAME",
+    "STEPPED",
+    "Leaky",
+    "SpikeGrad",
+    "Synaptic",
+    "assemble",
+    "attributes",
+    "build",
+    "is_neuron",
+    "parts",
+    "reset",
+    "spec",
+    "states",
+    "trace",
+    "wrap",
+]

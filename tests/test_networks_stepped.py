@@ -1,0 +1,391 @@
+"""Networks whose forward no graph can hold: run as it stands, with native layers in it, named and verified."""
+
+import copy
+
+import pytest
+import sinabs.layers as sl
+import snntorch as snn
+import torch
+from torch import nn
+
+import tracetorch as tt
+from tests.networks import excite, forget, sample
+from tests.test_networks_refusals import (
+    B,
+    Base,
+    Branches,
+    Clips,
+    Counts,
+    CountsCalls,
+    Depends,
+    Draws,
+    FeedsBack,
+    T,
+    UsesAStranger,
+    UsesTwice,
+)
+from tracetorch import adapters
+
+SAID = {
+    Branches: "looks at a tensor's value",
+    Depends: "does not repeat the same step",
+    Counts: "does not repeat the same step",
+    CountsCalls: "does not repeat the same step",
+    UsesAStranger: "no parameter or buffer",
+}
+
+
+def drive():
+    return sample(T, B, 8) * 2
+
+
+@pytest.mark.parametrize("net", SAID, ids=lambda cls: cls.__name__)
+def test_it_is_stepped_and_said_so(net):
+    source, x = net(), drive()
+    result = adapters.convert(source, to="tracetorch", sample=x)
+    assert result.agreement.ok, result.agreement
+    assert result.agreement.spike_mismatches == 0
+    assert result.agreement.steps == T
+    remark = result.report.remarks[0]
+    assert remark.startswith("stepped")
+    assert SAID[net] in remark
+    if net is not UsesAStranger:
+        assert "line " in remark
+    assert all(row.forward == "exact" for row in result.report)
+    assert all(row.spikes > 10 for row in result.report if row.neuron)
+    assert result.report[-1].name == "forward"
+    assert result.report[-1].gradient == ""
+    assert not [m for m in result.model.modules() if isinstance(m, snn.SpikingNeuron)]
+    with torch.no_grad():
+        for _ in range(2):  # a counter counts on in both
+            assert torch.equal(source(x), result.run(x))
+
+
+def test_the_line_of_the_branch_is_named():
+    result = adapters.convert(Branches(), to="tracetorch", sample=drive())
+    assert "__bool__ at line" in str(result.report)
+    assert "__bool__ at line" in result.report.to_html()
+
+
+def test_the_source_is_left_as_it_was():
+    net = CountsCalls()
+    before = copy.deepcopy(net.state_dict())
+    result = adapters.convert(net, to="tracetorch", sample=drive())
+    assert net.calls == 0
+    assert net.lif1.mem.numel() == 0
+    result.verify(drive())
+    assert net.calls == result.model.calls == 0
+    assert all(torch.equal(a, before[name]) for name, a in net.state_dict().items())
+
+
+def test_what_the_forward_keeps_is_put_back():
+    class Keeps(Branches):
+        def __init__(self):
+            super().__init__()
+            self.seen, self.last = [], None
+            self.table = {"calls": 0}
+            self.register_buffer("mean", torch.zeros(8))
+            self.register_buffer("total", torch.zeros(()))
+
+        def step(self, t, x, mem1, mem2, last):
+            self.seen.append(t)
+            self.table["calls"] += 1
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+            self.total += 1
+            self.last, self.new = x, t
+            return super().step(t, x + self.mean, mem1, mem2, last)
+
+    net = Keeps()
+    seen, table, mean = net.seen, net.table, net.mean
+    result = adapters.convert(net, to="tracetorch", sample=drive())
+    assert result.agreement.ok, result.agreement
+    for model in (net, result.model):
+        assert (model.seen, model.table, model.last) == ([], {"calls": 0}, None)
+        assert not hasattr(model, "new")
+        assert not model.mean.any()
+        assert not model.total.any()
+    assert net.seen is seen
+    assert net.table is table
+    assert net.mean is mean
+    with torch.no_grad():
+        for _ in range(2):
+            assert torch.equal(net(drive()), result.run(drive()))
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_it_trains_and_still_verifies(share):
+    net, x = Branches(), drive()
+    result = adapters.convert(net, to="tracetorch", sample=x, share_weights=share)
+    optimizer = torch.optim.SGD(result.model.parameters(), lr=0.05)
+    before = result.model.fc1.weight.detach().clone()
+    result.run(x).square().mean().backward()
+    optimizer.step()
+    assert not torch.equal(result.model.fc1.weight, before)
+    assert (net.fc1.weight is result.model.fc1.weight) == share
+    assert result.verify(x).ok == share
+    assert result.verify(x, carry_back=True).ok
+
+
+def test_gradients_are_the_sources_own():
+    net, x = Branches(), drive()
+    result = adapters.convert(net, to="tracetorch", sample=x, require_gradients=True)
+    for model in (net, result.model):
+        forget(net)
+        model(x).square().mean().backward()
+    for name, parameter in net.named_parameters():
+        assert torch.equal(parameter.grad, result.model.get_parameter(name).grad), name
+
+
+@pytest.mark.parametrize("tamper", ["threshold", "weight"])
+def test_a_wrong_target_is_found(tamper):
+    result = adapters.convert(Branches(), to="tracetorch", sample=drive())
+    with torch.no_grad():
+        if tamper == "threshold":
+            result.model.lif1.layer.threshold.add_(0.3)
+        else:
+            result.model.fc2.weight.mul_(1.1)
+    agreement = result.verify(drive())
+    assert not agreement.ok
+    row = next(row for row in agreement.rows if row.name == ("lif1" if tamper == "threshold" else "fc2"))
+    assert row.forward == "approximate"
+    assert agreement.parting[0] == ("lif1" if tamper == "threshold" else "lif2")
+
+
+def test_another_forward_is_found():
+    result = adapters.convert(Branches(), to="tracetorch", sample=drive())
+
+    class Louder(type(result.model)):
+        def step(self, t, x, mem1, mem2, last):
+            spk, mem1, mem2 = super().step(t, x, mem1, mem2, last)
+            return spk * 2, mem1, mem2
+
+    result.model.__class__ = Louder
+    agreement = result.verify(drive())
+    assert agreement.rows[-1].forward == "approximate"
+    assert not agreement.ok
+
+
+def test_a_branch_that_the_sample_never_takes_is_no_proof():
+    class Rare(Base):
+        def step(self, t, x, mem1, mem2, last):
+            if x.sum() > 1e6:
+                return super().step(t, x, mem1, mem2, last)
+            spk, mem1 = self.lif1(self.fc1(x), mem1)
+            return spk, mem1, mem2
+
+    with pytest.raises(adapters.ConversionError, match="no branch that calls it"):
+        adapters.convert(Rare(), to="tracetorch", sample=drive())
+
+
+def test_states_that_the_target_would_not_follow_are_refused():
+    class Resets(Base):
+        """A reset from outside, of snnTorch's layers alone: a second call shows it."""
+
+        def __init__(self):
+            super().__init__()
+            self.lif3 = snn.Leaky(0.9, init_hidden=True)
+
+        def forward(self, x):
+            for module in self.modules():
+                if isinstance(module, snn.Leaky):
+                    module.reset_mem()
+            return torch.stack([self.lif3(self.fc1(step) * (1 + 0.1 * t)) for t, step in enumerate(x)])
+
+    with pytest.raises(adapters.ConversionError, match="second one that follows"):
+        adapters.convert(Resets(), to="tracetorch", sample=drive())
+
+
+class Gated(nn.Module):
+    """One step per call, hidden states, a branch; every second-order layer and a recurrent one."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc = excite(nn.Linear(8, 8))
+        self.synaptic = snn.Synaptic(alpha=0.6, beta=0.9, init_hidden=True)
+        self.recurrent = snn.RLeaky(beta=0.9, linear_features=8, init_hidden=True)
+        self.out = snn.Leaky(0.8, init_hidden=True, output=True, learn_beta=True)
+        self.gain = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x):
+        x = self.synaptic(self.fc(x))
+        x = self.recurrent(x * self.gain) + (0.5 if x.sum() > 10 else 0.0)
+        return self.out(x)
+
+
+def test_one_step_per_call():
+    net, x = Gated(), drive()
+    result = adapters.convert(net, to="tracetorch", sample=x, time_dim=0)
+    assert result.agreement.ok, result.agreement
+    assert "stepped" in result.report.remarks[0]
+    assert {row.name for row in result.report} == {"fc", "synaptic", "recurrent", "out", "forward"}
+    forget(net)
+    with torch.no_grad():
+        steps = [net(step) for step in x]
+        theirs = [torch.stack(series) for series in zip(*steps, strict=True)]
+        ours = result.run(x)
+    assert isinstance(ours, tuple)
+    assert all(torch.equal(a, b) for a, b in zip(theirs, ours, strict=True))
+    with torch.no_grad():
+        result.model.gain.add_(1.0)
+    assert "gain" in result.verify(x).changed_parameters
+
+
+class SinabsBranches(nn.Module):
+    """Whole sequences of sinabs, a `Squeeze` layer and a recurrent one, behind a branch."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc1, self.lif1 = excite(nn.Linear(8, 8), 20), sl.LIF(6.0)
+        self.fc2, self.lif2 = excite(nn.Linear(8, 8), 20), sl.IAFSqueeze(batch_size=B)
+        self.lif3 = sl.LIFRecurrent(tau_mem=8.0, rec_connect=nn.Linear(8, 8), norm_input=False)
+
+    def forward(self, x):
+        x = self.lif1(self.fc1(x))
+        if x.sum() > 3:
+            x = x * 1.5
+        x = self.lif2(self.fc2(x.flatten(0, 1))).unflatten(0, (B, -1))
+        return self.lif3(x)
+
+
+def test_a_sinabs_source():
+    net, x = SinabsBranches(), sample(B, T, 8) * 2
+    result = adapters.convert(net, to="tracetorch", sample=x)
+    assert result.agreement.ok, result.agreement
+    assert result.agreement.steps == T
+    assert result.agreement.unexplained_mismatches == 0
+    assert all(row.spikes > 10 for row in result.report if row.neuron)
+    forget(net)
+    result.reset()
+    with torch.no_grad():
+        for _ in range(2):  # states carry on, the feedback of the recurrent layer does not
+            torch.testing.assert_close(net(x), result.model(x))
+
+
+def test_a_recurrence_by_hand():
+    source, x = FeedsBack(), drive()
+    result = adapters.convert(source, to="tracetorch", sample=x)
+    assert result.stepped
+    check_twin(source, x, result)
+
+
+def check_twin(source, x, result):
+    """Verified, and the same bits for the sample, another length and another batch size."""
+    assert result.agreement.ok, result.agreement
+    assert result.agreement.spike_mismatches == 0
+    assert result.agreement.steps == T
+    with torch.no_grad():
+        assert torch.equal(source(x), result.run(x))
+        longer = torch.cat([x, x[:3]]).repeat(1, 2, 1)
+        assert torch.equal(source(longer), result.run(longer))
+
+
+# ---- a layer used twice in a step: a graph, whose calls advance one state --------------------------------------------
+
+
+class TwiceWithAGain(UsesTwice):
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(0.7))
+
+    def step(self, t, x, mem1, mem2, last):
+        return super().step(t, x * self.gain, mem1, mem2, last)
+
+
+@pytest.mark.parametrize("to", ["tracetorch", "snntorch"])
+@pytest.mark.parametrize("net", [UsesTwice, TwiceWithAGain], ids=lambda cls: cls.__name__)
+def test_a_layer_used_twice_is_a_graph(net, to):
+    source, x = net(), drive()
+    result = adapters.convert(source, to=to, sample=x)
+    assert not result.stepped
+    check_twin(source, x, result)
+    row = next(row for row in result.report if row.name == "lif1")
+    assert row.slots == 2 * T * B * 8
+    assert row.forward == row.gradient == "exact"
+    assert "lif1: called several times in a step" in str(result.report)
+    assert result.verify(x, carry_back=True).ok
+
+
+def test_it_is_saved_and_trains(tmp_path):
+    source, x = TwiceWithAGain(), drive()
+    result = adapters.convert(source, to="tracetorch", sample=x, share_weights=True)
+    tt.save(tmp_path / "net.tt", result.model)
+    with torch.no_grad():
+        assert torch.equal(tt.load(tmp_path / "net.tt")(x), source(x))
+    optimizer = torch.optim.SGD(result.model.parameters(), lr=0.1)
+    result.run(x).square().mean().backward()
+    optimizer.step()
+    assert result.verify(x).ok
+    assert torch.equal(source(x), result.run(x))
+
+
+def test_a_wrong_layer_that_is_used_twice_is_found():
+    result = adapters.convert(UsesTwice(), to="tracetorch", sample=drive())
+    with torch.no_grad():
+        result.model.step.lif1.threshold.add_(0.3)
+    agreement = result.verify(drive())
+    assert not agreement.ok
+    assert next(row for row in agreement.rows if row.name == "lif1").forward == "approximate"
+
+
+def test_the_other_order_of_the_two_calls_is_found():
+    result = adapters.convert(UsesTwice(), to="tracetorch", sample=drive())
+    model = result.model
+    names = [node.name for node in model.step.nodes]
+    first, second = names.index("lif1"), names.index("lif1_1")
+    nodes = list(model.step.nodes)
+    nodes[second] = nodes[second]._replace(args=nodes[first].args)
+    model.step.nodes = tuple(nodes)
+    assert not result.verify(drive()).ok
+
+
+@pytest.mark.parametrize("to", ["tracetorch", "snntorch"])
+def test_a_chain_with_one_layer_twice(to):
+    torch.manual_seed(0)
+    lif = snn.Leaky(0.9, init_hidden=True)
+    net = nn.Sequential(excite(nn.Linear(8, 8)), lif, excite(nn.Linear(8, 8)), lif)
+    x = drive()
+    result = adapters.convert(net, to=to, sample=x, time_dim=0)
+    assert result.agreement.ok
+    assert result.agreement.steps == T
+    forget(net)
+    with torch.no_grad():
+        theirs = torch.stack([net(step) for step in x])
+        assert torch.equal(theirs, result.run(x))
+
+
+def test_a_layer_of_sinabs_used_twice_goes_on_after_the_first_sequence():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.fc1, self.fc2, self.lif = excite(nn.Linear(8, 8), 20), excite(nn.Linear(8, 8), 20), sl.LIF(6.0)
+
+        def forward(self, x):
+            return self.lif(self.fc2(self.lif(self.fc1(x))))
+
+    net, x = Twice(), sample(B, T, 8) * 2
+    result = adapters.convert(net, to="tracetorch", sample=x)
+    assert result.stepped
+    assert result.agreement.ok, result.agreement
+    forget(net)
+    with torch.no_grad():
+        torch.testing.assert_close(result.run(x), net(x))
+    with pytest.raises(adapters.ConversionError, match="used twice"):
+        adapters.convert(net, to="snntorch", sample=x)
+
+
+def test_it_is_code_and_no_file_holds_it(tmp_path):
+    result = adapters.convert(Branches(), to="tracetorch", sample=drive())
+    with pytest.raises(tt.FileError):
+        tt.save(tmp_path / "net.tt", result.model)
+    twin = copy.deepcopy(result.model)
+    result.reset()
+    assert torch.equal(twin(drive()), result.model(drive()))
+
+
+@pytest.mark.parametrize("net", [Draws, Clips], ids=lambda cls: cls.__name__)
+def test_what_cannot_be_stepped_is_refused(net):
+    with pytest.raises(adapters.ConversionError):
+        adapters.convert(net(), to="tracetorch", sample=drive())

@@ -1,0 +1,37 @@
+"""What a form is: a named order of operations for the step of a `NeuronSpec`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from torch import Tensor
+
+from tracetorch.core.spec import NeuronSpec
+
+Values: TypeAlias = Mapping[str, Tensor]
+Step: TypeAlias = Callable[..., tuple[Tensor, ...]]
+Taken: TypeAlias = Callable[[Tensor, float], Tensor]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A named order of operations.
+
+    Attributes:
+        step: `step(spec, p, x, *states) -> output, *new_states`, in ordinary torch operations.
+        choices: for each field the choices that it computes; a field left out: any.
+        parameters: that it reads.
+        source: the class or function whose order it is.
+        takes: a parameter whose value it does not compute with: for each raw form that it reads, what it takes instead
+            of the value, as a function of (raw, dt).
+        check: raises `SpecError` for combinations of choices that it has no order of operations for.
+    """
+
+    step: Step
+    choices: Mapping[str, tuple[object, ...]]
+    parameters: tuple[str, ...]
+    source: str
+    takes: Mapping[str, Mapping[str, Taken]] = field(default_factory=dict)
+    check: Callable[[NeuronSpec], None] | None = None

@@ -22,7 +22,6 @@ from tests.test_networks_refusals import (
     FeedsBack,
     T,
     UsesAStranger,
-    UsesTwice,
 )
 from tracetorch import adapters
 
@@ -231,6 +230,49 @@ def test_one_step_per_call():
     assert "gain" in result.verify(x).changed_parameters
 
 
+class EveryConvention(nn.Module):
+    """States by hand in each of snnTorch's orders, by place and by name, and parameters read off the layers."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.drop = nn.BatchNorm1d(8), nn.Dropout(0.3)
+        self.fc = nn.ModuleList([excite(nn.Linear(8, 8)) for _ in range(5)])
+        self.alpha = snn.Alpha(alpha=0.9, beta=0.5)
+        self.synaptic = snn.Synaptic(alpha=0.7, beta=0.9, learn_beta=True)
+        self.lapicque = snn.Lapicque(beta=0.8)
+        self.recurrent = snn.RSynaptic(alpha=0.5, beta=0.8, linear_features=8)
+        self.out = snn.Leaky(torch.rand(8), learn_threshold=True, reset_mechanism="zero")
+
+    def forward(self, x):
+        exc, inh, mem1 = self.alpha.init_alpha()
+        syn2, mem2 = self.synaptic.init_synaptic()
+        mem3, (spk4, syn4, mem4) = self.lapicque.init_lapicque(), self.recurrent.init_rsynaptic()
+        mem5, series = self.out.init_leaky(), []
+        for t in range(len(x)):
+            current = self.drop(self.norm(x[t]))
+            spk, exc, inh, mem1 = self.alpha(self.fc[0](current) * 3, exc, inh, mem1)
+            spk, syn2, mem2 = self.synaptic(self.fc[1](spk + current), syn2, mem2)
+            if spk.sum() > 3:
+                spk = spk * self.synaptic.beta
+            spk, mem3 = self.lapicque(self.fc[2](spk + current), mem=mem3)
+            spk4, syn4, mem4 = self.recurrent(self.fc[3](spk + current), spk4, syn4, mem4)
+            spk, mem5 = self.out(self.fc[4](spk4) + current * self.out.threshold, mem5)
+            series.append(spk + 0.1 * mem5)
+        return torch.stack(series), {"first": mem1, "recurrent": mem4}
+
+
+def test_every_layer_called_by_hand():
+    net, x = EveryConvention(), drive()
+    result = adapters.convert(net, to="tracetorch", sample=x, require_gradients=True)
+    assert result.agreement.ok, result.agreement
+    assert result.agreement.spike_mismatches == 0
+    assert all((row.forward, row.gradient or "exact") == ("exact", "exact") for row in result.report)
+    assert all(row.spikes > 10 for row in result.report if row.neuron)
+    assert all(m.training for m in (net.norm, net.drop, result.model.norm, result.model.drop))
+    assert "training mode" in str(result.report)
+
+
 class SinabsBranches(nn.Module):
     """Whole sequences of sinabs, a `Squeeze` layer and a recurrent one, behind a branch."""
 
@@ -279,101 +321,6 @@ def check_twin(source, x, result):
         assert torch.equal(source(x), result.run(x))
         longer = torch.cat([x, x[:3]]).repeat(1, 2, 1)
         assert torch.equal(source(longer), result.run(longer))
-
-
-# ---- a layer used twice in a step: a graph, whose calls advance one state --------------------------------------------
-
-
-class TwiceWithAGain(UsesTwice):
-    def __init__(self):
-        super().__init__()
-        self.gain = nn.Parameter(torch.tensor(0.7))
-
-    def step(self, t, x, mem1, mem2, last):
-        return super().step(t, x * self.gain, mem1, mem2, last)
-
-
-@pytest.mark.parametrize("to", ["tracetorch", "snntorch"])
-@pytest.mark.parametrize("net", [UsesTwice, TwiceWithAGain], ids=lambda cls: cls.__name__)
-def test_a_layer_used_twice_is_a_graph(net, to):
-    source, x = net(), drive()
-    result = adapters.convert(source, to=to, sample=x)
-    assert not result.stepped
-    check_twin(source, x, result)
-    row = next(row for row in result.report if row.name == "lif1")
-    assert row.slots == 2 * T * B * 8
-    assert row.forward == row.gradient == "exact"
-    assert "lif1: called several times in a step" in str(result.report)
-    assert result.verify(x, carry_back=True).ok
-
-
-def test_it_is_saved_and_trains(tmp_path):
-    source, x = TwiceWithAGain(), drive()
-    result = adapters.convert(source, to="tracetorch", sample=x, share_weights=True)
-    tt.save(tmp_path / "net.tt", result.model)
-    with torch.no_grad():
-        assert torch.equal(tt.load(tmp_path / "net.tt")(x), source(x))
-    optimizer = torch.optim.SGD(result.model.parameters(), lr=0.1)
-    result.run(x).square().mean().backward()
-    optimizer.step()
-    assert result.verify(x).ok
-    assert torch.equal(source(x), result.run(x))
-
-
-def test_a_wrong_layer_that_is_used_twice_is_found():
-    result = adapters.convert(UsesTwice(), to="tracetorch", sample=drive())
-    with torch.no_grad():
-        result.model.step.lif1.threshold.add_(0.3)
-    agreement = result.verify(drive())
-    assert not agreement.ok
-    assert next(row for row in agreement.rows if row.name == "lif1").forward == "approximate"
-
-
-def test_the_other_order_of_the_two_calls_is_found():
-    result = adapters.convert(UsesTwice(), to="tracetorch", sample=drive())
-    model = result.model
-    names = [node.name for node in model.step.nodes]
-    first, second = names.index("lif1"), names.index("lif1_1")
-    nodes = list(model.step.nodes)
-    nodes[second] = nodes[second]._replace(args=nodes[first].args)
-    model.step.nodes = tuple(nodes)
-    assert not result.verify(drive()).ok
-
-
-@pytest.mark.parametrize("to", ["tracetorch", "snntorch"])
-def test_a_chain_with_one_layer_twice(to):
-    torch.manual_seed(0)
-    lif = snn.Leaky(0.9, init_hidden=True)
-    net = nn.Sequential(excite(nn.Linear(8, 8)), lif, excite(nn.Linear(8, 8)), lif)
-    x = drive()
-    result = adapters.convert(net, to=to, sample=x, time_dim=0)
-    assert result.agreement.ok
-    assert result.agreement.steps == T
-    forget(net)
-    with torch.no_grad():
-        theirs = torch.stack([net(step) for step in x])
-        assert torch.equal(theirs, result.run(x))
-
-
-def test_a_layer_of_sinabs_used_twice_goes_on_after_the_first_sequence():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(0)
-            self.fc1, self.fc2, self.lif = excite(nn.Linear(8, 8), 20), excite(nn.Linear(8, 8), 20), sl.LIF(6.0)
-
-        def forward(self, x):
-            return self.lif(self.fc2(self.lif(self.fc1(x))))
-
-    net, x = Twice(), sample(B, T, 8) * 2
-    result = adapters.convert(net, to="tracetorch", sample=x)
-    assert result.stepped
-    assert result.agreement.ok, result.agreement
-    forget(net)
-    with torch.no_grad():
-        torch.testing.assert_close(result.run(x), net(x))
-    with pytest.raises(adapters.ConversionError, match="used twice"):
-        adapters.convert(net, to="snntorch", sample=x)
 
 
 def test_it_is_code_and_no_file_holds_it(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import sinabs.layers as sl
 import snntorch as snn
@@ -89,6 +91,16 @@ def test_spikingjellys_step_mode_may_change():
     tt.reset_states(pipe)
     assert_bits(pipe(xs), single)
     assert "step_mode 'm'" in pipe.conventions[1]
+
+
+def test_a_copy_stays_frozen_and_in_its_mode():
+    pipe = Pipeline(linear(), sinabs_lif()).eval()
+    pipe.stages[1].module.requires_grad_(False)
+    twin = copy.deepcopy(pipe)
+    flags = [parameter.requires_grad for parameter in twin.parameters()]
+    assert flags == [parameter.requires_grad for parameter in pipe.parameters()]
+    assert not all(flags)
+    assert not any(module.training for module in twin.modules())
 
 
 def test_sinabs_pooling_takes_no_time():

@@ -160,7 +160,8 @@ def follow(spec: Any, x: Array, spikes: Array | None = None) -> Run:
         e, n, w = (steps[-1][name] for name in ("e", "n", "w"))
         fired = numbers["eq"].count(w) if spikes is None else spikes[t]
         steps[-1]["spikes"] = fired
-    return Run(**numbers, **{name: np.stack([step[name] for step in steps]) for name in steps[0]})
+    series: dict[str, Any] = {name: np.stack([step[name] for step in steps]) for name in steps[0]}
+    return Run(**numbers, **series)
 
 
 def gradients(

@@ -313,7 +313,9 @@ _NAMES = Argument("a list of names", lambda value: type(value) is tuple and bool
 _VALUE = Argument("an object, a nested value", lambda value: value is not None)
 _GRAPH = {"nodes": _NODES, "output": _VALUE, "inputs": _NAMES}
 _LOOP = {
-    "cuts": Argument("a list of integers or null", lambda value: type(value) is tuple and all(map(_INDEX.accepts, value))),
+    "cuts": Argument(
+        "a list of integers or null", lambda value: type(value) is tuple and all(map(_INDEX.accepts, value))
+    ),
     "steps": _or_none(INT),
     "carry": BOOL,
     "fold": _one_of("fast", "exact"),

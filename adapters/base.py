@@ -112,8 +112,7 @@ _QUIRKS: Mapping[tuple[str, str], str] = {
     "spikes by graded_spikes_factor twice: carried as it is",
     ("reset_timing", "next_step_discards_input"): "the step after a spike yields the reset value whatever its input is "
     "(snnTorch, reset_mechanism='zero' with reset_delay=True): carried as it is",
-    ("input_gain", "one_minus_decay_kept"): "sinabs's ALIF keeps the scaled current in its synapse, and forgets it "
-    "between two calls: the former is carried, the latter is not",
+    ("input_gain", "one_minus_decay_kept"): "sinabs's ALIF keeps the scaled current in its synapse: carried as it is",
 }
 
 
@@ -122,6 +121,9 @@ def note_quirks(spec: NeuronSpec, building: Building) -> None:
     for (name, choice), text in _QUIRKS.items():
         if getattr(spec, name) == choice and not (name == "reset_timing" and spec.reset == "none"):
             building.note(name, text)
+    if spec.adaptive and spec.synapse != "none" and building.framework != "sinabs":
+        text = "sinabs's ALIF forgets its synaptic current between two calls; here it goes on: the same within one call"
+        building.note("synapse", text)
 
 
 def refuse_rare(spec: NeuronSpec, building: Building, framework: str) -> None:

@@ -16,7 +16,7 @@ import tracetorch as tt
 from tracetorch import adapters
 from tracetorch.adapters import sinabs as ours
 from tracetorch.adapters.base import Building, parameters
-from tracetorch.adapters.registry import adapter_of
+from tracetorch.adapters.registry import adapter, adapter_of
 from tracetorch.core.spec import Parameter, SpecError
 from tracetorch.functional.surrogates import Surrogate
 
@@ -766,3 +766,15 @@ def test_one_optimizer_step_on_both_sides_gives_the_same_parameters(alphas):
     for key in ("mem_decay", "syn_decay"):
         assert before.parameters[key].raw == after.parameters[key].raw
         np.testing.assert_allclose(after.parameters[key].value, before.parameters[key].value, rtol=1e-6)
+
+
+@pytest.mark.parametrize("norm_input", [False, True])
+@pytest.mark.parametrize("tau_syn", [None, 5.0])
+def test_that_an_alif_forgets_its_current_between_calls_is_named(norm_input, tau_syn):
+    """Where there is a current to forget, and the target does not forget it too."""
+    layer = sl.ALIF(tau_mem=10.0, tau_adapt=8.0, tau_syn=tau_syn, norm_input=norm_input)
+    for framework in ("tracetorch", "sinabs"):
+        building = Building("'neuron'", framework)
+        adapter(framework).build(adapters.spec(layer), building)
+        named = any("forgets its synaptic current" in note.text for note in building.notes)
+        assert named == (tau_syn is not None and framework == "tracetorch")

@@ -26,6 +26,15 @@ def poisoned():
     torch.utils.deterministic.fill_uninitialized_memory = before
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Small tensors, many calls: torch's threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def known_failures() -> dict[str, str]:
     """Reasons by "file.py::test_name[parameters]"."""
     lines = [line for line in KNOWN.read_text(encoding="utf-8").splitlines() if line.strip()]

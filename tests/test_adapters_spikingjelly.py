@@ -18,15 +18,9 @@ from tracetorch.conformance.cases import neuron as made
 from tracetorch.core.spec import SpecError
 from tracetorch.functional.surrogates import Surrogate
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 OURS = adapter("spikingjelly")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def inputs(dtype=torch.float32, steps=50):

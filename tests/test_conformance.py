@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from tests.test_conformance_planted import Planted
 from tracetorch import conformance, oracle
@@ -25,6 +24,8 @@ from tracetorch.conformance.verdicts import VERDICTS, worst
 from tracetorch.core.spec import CHOICES, RAW_FORMS
 from tracetorch.functional.surrogates import SURROGATES
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FRAMEWORKS = [
     "tracetorch",
     "tracetorch-cpu",
@@ -38,14 +39,6 @@ FRAMEWORKS = [
     "norse-adapted",
 ]
 LEAST = {"snntorch": 45, "sinabs": 50, "spikingjelly": 45, "norse": 18}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

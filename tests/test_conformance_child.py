@@ -8,12 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.test_conformance_planted import Planted
 from tracetorch import conformance
 from tracetorch.conformance import ChildSubject, SubjectError, catalogue
 from tracetorch.conformance.runner import examine
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).resolve().parents[1]
 PREAMBLE = f"""
@@ -34,14 +35,6 @@ class It(Planted):
 serve(It({planted!r}))
 """
 FEW = ["comparison", "gradient.mem_decay", "synapse", "reset_timing.next_step_after_decay", "state.chunks"]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def child(tmp_path, code, timeout=60.0, start=60.0):

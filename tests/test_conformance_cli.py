@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from tracetorch import conformance
 from tracetorch.cli import main
 from tracetorch.conformance import ChildSubject, golden
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "conformance.md"
@@ -25,14 +26,6 @@ from tests.test_conformance_planted import Planted
 from tracetorch.conformance import serve
 serve(Planted("the other comparison"))
 """
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

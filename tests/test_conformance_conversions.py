@@ -12,6 +12,8 @@ from tracetorch.cli import main
 from tracetorch.conformance import catalogue, conversions
 from tracetorch.conformance.conversions import FRAMEWORKS, Conversions, Converted
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAMES = [
     *("comparison-strict", "comparison-inclusive", "reset-value", "reset-subtract", "reset-add-value", "reset-none"),
     *("timing-after-decay", "timing-residual-subtract", "timing-before-decay", "count-multiple", "count-limited"),
@@ -26,14 +28,6 @@ NAMES = [
 
 # Whose whole networks are converted too.
 WHOLE = ("tracetorch", "sinabs", "snntorch")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

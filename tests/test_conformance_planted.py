@@ -17,13 +17,7 @@ from tracetorch.core.spec import NeuronSpec, Parameter
 from tracetorch.functional.surrogates import SURROGATES
 from tracetorch.oracle.surrogates import DERIVATIVES
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 KEPT = ("i_syn", "i_exc", "i_inh", "adaptation", "pending", "left")

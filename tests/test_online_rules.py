@@ -9,16 +9,10 @@ import torch
 import tracetorch as tt
 from tests import online_reference as reference
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 B, T, IN, OUT = 3, 40, 7, 5
 GIVEN = ("weight", "bias", "trace_decay", "mem_decay", "threshold")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make(kind="LIF", rule="average", seed=0, dtype=torch.float64, shared=False, **kwargs):

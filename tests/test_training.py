@@ -6,9 +6,10 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-import torch
 
 import tracetorch as tt
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LOCATION = importlib.util.spec_from_file_location(
     "digits", Path(__file__).resolve().parents[1] / "examples" / "digits.py"
@@ -17,14 +18,6 @@ assert LOCATION is not None
 assert LOCATION.loader is not None
 digits = importlib.util.module_from_spec(LOCATION)
 LOCATION.loader.exec_module(digits)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_the_digits_are_learned():

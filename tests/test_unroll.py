@@ -15,15 +15,9 @@ from tracetorch.core import folding
 from tracetorch.core.program import NotPlain, program
 from tracetorch.functional import round_ste, stochastic_round_ste
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 T, B = 24, 3
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def hard(n, cls=tt.snn.LIB, **options):

@@ -10,12 +10,12 @@ from typing import Any
 
 from sinabs import layers as sl
 from sinabs.layers.alif import ALIFSqueeze
-from sinabs.layers.functional.alif import alif_forward_single
 from sinabs.layers.functional.lif import lif_forward_single
 from sinabs.layers.reshape import SqueezeMixin
 from torch import Tensor, nn
 
 from tracetorch.adapters.fusing.twin import Recipe, Twin
+from tracetorch.adapters.sinabs.read import alif_step
 
 PACKAGE = "sinabs"
 _VOLATILE = ("recordings", "firing_rate", "record_states", "i_syn")
@@ -38,20 +38,7 @@ def _lif(layer: Any, x: Tensor, states: Mapping[str, Tensor]) -> Sequence[Tensor
 
 
 def _alif(layer: Any, x: Tensor, states: Mapping[str, Tensor]) -> Sequence[Tensor]:
-    spikes, after = alif_forward_single(
-        input_data=x,
-        alpha_mem=layer.alpha_mem_calculated,
-        alpha_adapt=layer.alpha_adapt_calculated,
-        alpha_syn=layer.alpha_syn_calculated,
-        adapt_scale=layer.adapt_scale,
-        state=dict(states),
-        spike_fn=layer.spike_fn,
-        reset_fn=layer.reset_fn,
-        surrogate_grad_fn=layer.surrogate_grad_fn,
-        min_v_mem=layer.min_v_mem,
-        b0=layer.b0,
-        norm_input=layer.norm_input,
-    )
+    spikes, after = alif_step(layer, x, states)
     return [spikes, *(after[name] for name in states)]
 
 

@@ -188,6 +188,25 @@ def trace(layer: nn.Module, xs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     return outputs, recorded
 
 
+def alif_step(layer: Any, x: Tensor, states: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """One step of an `ALIF` as the layer itself takes it: spikes, and the states by sinabs's names."""
+    spikes, after = alif_forward_single(
+        input_data=x,
+        alpha_mem=layer.alpha_mem_calculated,
+        alpha_adapt=layer.alpha_adapt_calculated,
+        alpha_syn=layer.alpha_syn_calculated,
+        adapt_scale=layer.adapt_scale,
+        state=dict(states),
+        spike_fn=layer.spike_fn,
+        reset_fn=layer.reset_fn,
+        surrogate_grad_fn=layer.surrogate_grad_fn,
+        min_v_mem=layer.min_v_mem,
+        b0=layer.b0,
+        norm_input=layer.norm_input,
+    )
+    return spikes, after
+
+
 @torch.no_grad()
 def _alif_states(layer: Any, xs: Tensor) -> dict[str, Tensor]:
     """What an ALIF's step leaves: its own recording at t is the value before the reset of step t + 1 (3.1.3)."""
@@ -196,20 +215,7 @@ def _alif_states(layer: Any, xs: Tensor) -> dict[str, Tensor]:
     state = {own: torch.zeros(xs.shape[1:], device=xs.device) for own in ("v_mem", "i_syn", "b", "spike_threshold")}
     recorded: dict[str, list[Tensor]] = {name: [] for name in names}
     for x in xs.detach():
-        _, state = alif_forward_single(
-            input_data=x,
-            alpha_mem=layer.alpha_mem_calculated,
-            alpha_adapt=layer.alpha_adapt_calculated,
-            alpha_syn=layer.alpha_syn_calculated,
-            adapt_scale=layer.adapt_scale,
-            state=dict(state),
-            spike_fn=layer.spike_fn,
-            reset_fn=layer.reset_fn,
-            surrogate_grad_fn=layer.surrogate_grad_fn,
-            min_v_mem=layer.min_v_mem,
-            b0=layer.b0,
-            norm_input=layer.norm_input,
-        )
+        _, state = alif_step(layer, x, state)
         for name, own in names.items():
             recorded[name].append(state[own])
     return {name: torch.stack(series) for name, series in recorded.items()}

@@ -136,7 +136,12 @@ class Layer(nn.Module):
             return self.overrides[name]
         if name in self.baked:
             return self.baked[name]
-        return from_raw(self.raw_forms[name], cast(Tensor, getattr(self, self.raw_attribute(name))))
+        attribute = self.raw_attribute(name)
+        raw = self._parameters.get(attribute)
+        if raw is None:
+            raw = self._buffers.get(attribute)
+        # Else a property of `torch.nn.utils.parametrize`: `getattr` finds all three, and takes longer.
+        return from_raw(self.raw_forms[name], cast(Tensor, getattr(self, attribute)) if raw is None else raw)
 
     def TTcompile(self) -> None:
         """Bake the constrained parameters, for inference: each is computed once, and no longer in every step.

@@ -163,6 +163,8 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 def empty_like(tensor: Tensor, *leading: int) -> Tensor:
     """A contiguous tensor of the same dtype and device and of the shape `[*leading, *shape]`; on the CPU by `empty`."""
+    if not leading and (tensor.nbytes < SMALLEST or not tensor.is_cpu):
+        return torch.empty_like(tensor)
     if tensor.nbytes * math.prod(leading) < SMALLEST or not tensor.is_cpu:
-        return tensor.new_empty((*leading, *tensor.shape)) if leading else torch.empty_like(tensor)
+        return tensor.new_empty((*leading, *tensor.shape))
     return empty((*leading, *tensor.shape), tensor.dtype)

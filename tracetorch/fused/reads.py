@@ -68,11 +68,15 @@ class Reads:
         return self.seen.unchanged()
 
 
+# A dictionary, the keys whose values may change, all keys, and the items that may not.
+_Mapping = tuple[Mapping[Any, Any], frozenset[str], list[Any], list[tuple[Any, Any]]]
+
+
 @dataclass
 class _Seen:
     """Everything mutable that a walk went through, and what was in it, by identity."""
 
-    dicts: list[tuple[Mapping[Any, Any], frozenset[str], list[Any], list[Any]]] = field(default_factory=list)
+    dicts: list[_Mapping] = field(default_factory=list)
     lists: list[tuple[list[Any], list[Any]]] = field(default_factory=list)
     cells: list[tuple[Any, Any]] = field(default_factory=list)
     functions: list[tuple[types.FunctionType, Any, Any, Any]] = field(default_factory=list)
@@ -82,32 +86,32 @@ class _Seen:
 
     def mapping(self, value: Mapping[Any, Any], skip: frozenset[str] = frozenset()) -> None:
         """Remember a dictionary, of which the values of some keys may change."""
-        self.dicts.append((value, skip, list(value), list(value.values())))
+        self.dicts.append((value, skip, list(value), [item for item in value.items() if item[0] not in skip]))
 
     def unchanged(self) -> bool:
         if self.doubtful:
             return False
-        for mapping, skip, keys, values in self.dicts:
+        for mapping, skip, keys, items in self.dicts:
             now = list(mapping)
-            if now != keys:
-                # What a call changes may come and go; the rest has to be the same.
-                if skip.isdisjoint(now) and skip.isdisjoint(keys):
+            # What a call changes may come and go; the rest has to be the same, in the same order.
+            if now != keys and [key for key in now if key not in skip] != [key for key, _ in items]:
+                return False
+            for key, value in items:
+                if mapping[key] is not value:
                     return False
-                now, before = ([key for key in each if key not in skip] for each in (now, keys))
-                kept = [value for key, value in zip(keys, values, strict=True) if key not in skip]
-                if now != before or not all(map(is_, map(mapping.__getitem__, now), kept)):
-                    return False
-            elif not all(map(is_, mapping.values(), values)):
-                for key, value in zip(keys, values, strict=True):
-                    if mapping[key] is not value and key not in skip:
-                        return False
-        return (
-            all(len(a) == len(b) and all(map(is_, a, b)) for a, b in self.lists)
-            and all(_content(cell) is content for cell, content in self.cells)
-            and all(f.__code__ is a and f.__defaults__ is b and f.__kwdefaults__ is c for f, a, b, c in self.functions)
-            and all(t.dtype is dtype and t.shape == shape for t, dtype, shape in self.tensors)
-            and all(t.item() == value for t, value in self.constants)
-        )
+        for seen, content in self.lists:
+            if len(seen) != len(content) or not all(map(is_, seen, content)):
+                return False
+        for cell, content in self.cells:
+            if _content(cell) is not content:
+                return False
+        for f, code, defaults, named in self.functions:
+            if f.__code__ is not code or f.__defaults__ is not defaults or f.__kwdefaults__ is not named:
+                return False
+        for tensor, dtype, shape in self.tensors:
+            if tensor.dtype is not dtype or tensor.shape != shape:
+                return False
+        return not self.constants or all(tensor.item() == value for tensor, value in self.constants)
 
 
 class _Walk:

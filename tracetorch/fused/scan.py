@@ -5,11 +5,12 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import struct
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from functools import cache, cached_property, lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,6 +44,11 @@ class Kernel(ABC):
     source: str
     chunk: int
 
+    @cached_property
+    def converts(self) -> bool:
+        """Whether an output of the step has another dtype than the kernel's, such as a spike of bool."""
+        return any(kind is not self.dtype for kind in self.output_dtypes)
+
     @abstractmethod
     def call(self, function: str, pointers: Sequence[Tensor | None], shape: Geometry, sizes: tuple[int, ...]) -> None:
         """Run "forward" or "backward".
@@ -63,14 +69,17 @@ class CKernel(Kernel):
     def call(self, function: str, pointers: Sequence[Tensor | None], shape: Geometry, sizes: tuple[int, ...]) -> None:
         """As `Kernel.call`."""
         addresses = [0 if tensor is None else tensor.data_ptr() for tensor in pointers]
-        # The array is freed when the call has returned; ctypes keeps one type for each length.
-        getattr(self.library, function)(
-            (ctypes.c_void_p * len(addresses))(*addresses), _integers(shape, sizes, _threads())
-        )
+        # Bytes, of which ctypes hands over the address: half the time of an array of its own.
+        getattr(self.library, function)(_packed(len(addresses))(*addresses), _integers(shape, sizes, _threads()))
+
+
+@cache
+def _packed(count: int) -> Callable[..., bytes]:
+    return struct.Struct(f"{count}N").pack
 
 
 @lru_cache(4096)
-def _integers(shape: Geometry, sizes: tuple[int, ...], threads: int) -> ctypes.Array[ctypes.c_int64]:
+def _integers(shape: Geometry, sizes: tuple[int, ...], threads: int) -> bytes:
     """The integers that a C kernel takes; it does not write to them."""
     work = shape.T * shape.B * shape.N
     if work < _SMALL:
@@ -80,7 +89,7 @@ def _integers(shape: Geometry, sizes: tuple[int, ...], threads: int) -> ctypes.A
     width = min(BLOCK, max(kernel_c.STRIP, -(-share // kernel_c.STRIP) * kernel_c.STRIP))
     numbers = [shape.T, shape.B, shape.N, shape.by_t, shape.by_b, threads, int(work >= _STREAMED), width]
     numbers += shape.strides(sizes)
-    return (ctypes.c_int64 * len(numbers))(*numbers)
+    return struct.pack(f"{len(numbers)}q", *numbers)
 
 
 def build(
@@ -146,8 +155,7 @@ def compiled(
     return CKernel(traced, signature, dtype, dtypes, text, kernel_c.CHUNK, compiler.load(text))
 
 
-@dataclass(frozen=True)
-class Geometry:
+class Geometry(NamedTuple):
     """How contiguous sequences are addressed: T steps of B times N elements; elements from one t, one b to the next."""
 
     T: int
@@ -193,19 +201,22 @@ def forward(
     inputs, states, parameters = _split(signature, given)
     xs = inputs[0]
     shape = geometry(xs.shape, time_dim)
-    results, recorded, saved = [memory.empty_like(xs) for _ in signature.outputs], [], []
+    results = [memory.empty_like(xs) for _ in signature.outputs]
+    recorded: list[Tensor] = []
+    saved: list[Tensor] = []
     pointers: list[Tensor | None] = [*inputs, *results]
     for state in states:
         last = memory.empty_like(state)
-        kept = memory.empty_like(state, -(-shape.T // kernel.chunk)) if save else None
-        series = memory.empty_like(xs) if record else None
-        pointers += [state, last, kept, series]
+        pointers += (state, last, None, None)
         results.append(last)
-        if kept is not None:
-            saved.append(kept)
-        if series is not None:
-            recorded.append(series)
-    kernel.call("forward", [*pointers, *parameters], shape, tuple([p.numel() for p in parameters]))
+        if save:
+            saved.append(memory.empty_like(state, -(-shape.T // kernel.chunk)))
+            pointers[-2] = saved[-1]
+        if record:
+            recorded.append(memory.empty_like(xs))
+            pointers[-1] = recorded[-1]
+    pointers += parameters
+    kernel.call("forward", pointers, shape, tuple([p.numel() for p in parameters]))
     return results, recorded, saved
 
 
@@ -235,13 +246,14 @@ def backward(
     d_outputs, d_last, d_recorded = _cut(grads, len(signature.outputs), len(states))
     d_inputs = [memory.empty_like(inputs[0]) if want else None for want in wanted]
     d_first = [memory.empty_like(state) for state in states]
-    pointers: list[Tensor | None] = [*inputs, *(_dense(d, inputs[0]) for d in d_outputs), *d_inputs]
+    pointers: list[Tensor | None] = [*inputs, *[_dense(d, inputs[0]) for d in d_outputs], *d_inputs]
     for k, state in enumerate(states):
         d_record = d_recorded[k].contiguous() if d_recorded and d_recorded[k] is not None else None
-        pointers += [saved[k], _dense(d_last[k], state), d_record, d_first[k]]
+        pointers += (saved[k], _dense(d_last[k], state), d_record, d_first[k])
     element = states[0] if states else inputs[0].select(time_dim, 0)
     sums = {name: memory.empty_like(element) for name in signature.learned}
-    kernel.call("backward", [*pointers, *parameters, *sums.values()], shape, tuple([p.numel() for p in parameters]))
+    pointers += (*parameters, *sums.values())
+    kernel.call("backward", pointers, shape, tuple([p.numel() for p in parameters]))
     # A gradient per element, summed to the shape in which the parameter was given.
     d_parameters = [
         sums[name].sum_to_size(parameter.shape) if name in sums else None
@@ -277,12 +289,19 @@ class _Scan(torch.autograd.Function):
         return (*results, *recorded)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        tensors = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[3 : 3 + len(ctx.kernel.signature.differentiable_inputs)]
-        found = backward(ctx.kernel, ctx.time_dim, wanted, grads, tensors[: ctx.count], tensors[ctx.count :])
-        return (None, None, None, *found)
+        # What `once_differentiable` does takes time, and nothing but `create_graph=True` needs it.
+        return _twice(ctx, *grads) if torch.is_grad_enabled() else _once(ctx, *grads)
+
+
+def _once(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    tensors, count = ctx.saved_tensors, ctx.count
+    wanted = ctx.needs_input_grad[3 : 3 + len(ctx.kernel.signature.differentiable_inputs)]
+    found = backward(ctx.kernel, ctx.time_dim, wanted, grads, tensors[:count], tensors[count:])
+    return (None, None, None, *found)
+
+
+_twice = once_differentiable(_once)
 
 
 def expanded(parameter: Tensor, element: torch.Size, time_dim: int) -> Tensor:
@@ -290,7 +309,13 @@ def expanded(parameter: Tensor, element: torch.Size, time_dim: int) -> Tensor:
     if parameter.numel() == 1:
         return parameter if parameter.ndim <= len(element) else parameter.reshape(())
     shape = element[1:] if time_dim == 1 and parameter.ndim < len(element) else element
-    return parameter.expand(shape).contiguous()
+    return (parameter if parameter.shape == shape else parameter.expand(shape)).contiguous()
+
+
+@lru_cache(4096)
+def _element(shape: torch.Size, time_dim: int) -> torch.Size:
+    """The shape of one step of a sequence."""
+    return torch.Size((*shape[:time_dim], *shape[time_dim + 1 :]))
 
 
 def prepared(
@@ -298,9 +323,9 @@ def prepared(
 ) -> list[Tensor]:
     """The tensors as the kernels take them."""
     given = [tensor.contiguous() for tensor in (*inputs, *states)]
-    shape = inputs[0].shape
-    element = torch.Size((*shape[:time_dim], *shape[time_dim + 1 :]))
-    return [*given, *(expanded(parameter, element, time_dim) for parameter in parameters)]
+    element = _element(inputs[0].shape, time_dim)
+    given += [expanded(parameter, element, time_dim) for parameter in parameters]
+    return given
 
 
 def drawn(kernel: Kernel, xs: Tensor, time_dim: int) -> list[Tensor]:
@@ -337,8 +362,8 @@ def scan(
         results = _Scan.apply(kernel, time_dim, record, *given)
     else:
         results, series, _ = forward(kernel, time_dim, record, False, given)
-        results = [*results, *series]
+        results += series
     outputs, last, recorded = _cut(results, len(kernel.output_dtypes), len(states))
-    kinds = zip(outputs, kernel.output_dtypes, strict=True)
-    outputs = [ys if ys.dtype is kind else ys.to(kind) for ys, kind in kinds]
-    return outputs, tuple(last), tuple(recorded)
+    if kernel.converts:
+        outputs = [ys.to(kind) for ys, kind in zip(outputs, kernel.output_dtypes, strict=True)]
+    return outputs, last, recorded

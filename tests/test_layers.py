@@ -951,10 +951,21 @@ class Noisy(tt.snn.Layer):
         return mem - torch.rand_like(mem), mem
 
 
+class Chance(Noisy):
+    """A spike with a probability that the membrane decides, and one with a given probability."""
+
+    def step(self, x, mem):
+        mem = mem * self.beta + x
+        spikes = torch.bernoulli(mem.clamp(0, 1).detach())
+        return spikes + torch.bernoulli(torch.full_like(x, 0.25)), mem * (1 - spikes)
+
+
 RANDOM = {
     "LIT": lambda dim: tt.snn.LIT(5, dim=dim, quant_fn=tt.functional.stochastic_round_ste()),
     "DSRLITS": lambda dim: tt.snn.DSRLITS(5, dim=dim, quant_fn=tt.functional.stochastic_round_ste(0.5)),
     "two draws": lambda dim: Noisy(dim=dim),
+    "LIB": lambda dim: tt.snn.LIB(5, dim=dim, quant_fn=tt.functional.probabilistic_ste()),
+    "a chance": lambda dim: Chance(dim=dim),
 }
 
 
@@ -970,17 +981,30 @@ def test_random_numbers_are_those_of_the_step_loop(name, dim, time_dim):
         layer, x = RANDOM[name](dim), xs.clone().requires_grad_()
         with tt.backend(backend):
             ys = layer.unroll(x, time_dim)
-        (gradient,) = torch.autograd.grad(ys.pow(2).sum(), x)
+        (gradient,) = torch.autograd.grad(ys.pow(2).sum() + getattr(layer, layer.state_names[-1]).sum(), x)
         results.append((ys, gradient, torch.get_rng_state()))
     (eager, slope, state), (first, ours, after), (again, _, _) = results
     assert torch.equal(after, state)
     assert torch.equal(first, again)
-    exact = name != "DSRLITS"  # its decays are sigmoids
+    exact = name not in ("DSRLITS", "LIB")  # these have a sigmoid in the step
     assert torch.equal(first, eager) if exact else torch.allclose(first, eager, atol=1e-6)
     assert float((ours - slope).abs().max()) <= 1e-5 * float(slope.abs().max())
     torch.manual_seed(6)
     with tt.backend("cpu"):
         assert not torch.equal(RANDOM[name](dim).unroll(xs, time_dim), first)
+
+
+def test_a_probability_that_is_none_gives_nan_in_a_kernel():
+    class Wrong(Noisy):
+        def step(self, x, mem):
+            return torch.bernoulli(x), mem
+
+    layer, xs = Wrong(), torch.tensor([0.0, 1.0, 1.5, -0.25, torch.nan]).expand(2, 1, 5)
+    with tt.backend("cpu"):
+        assert layer.unroll(xs)[0, 0, :2].tolist() == [0, 1]
+        assert layer.unroll(xs)[..., 2:].isnan().all()
+    with tt.backend("eager"), pytest.raises(RuntimeError, match="p_in"):
+        layer.unroll(xs)
 
 
 def test_building_a_kernel_draws_nothing():

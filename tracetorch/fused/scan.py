@@ -20,7 +20,7 @@ from tracetorch.fused import compiler, kernel_c, memory
 from tracetorch.fused.emit_c import BLOCK
 from tracetorch.fused.graph import GraphError
 from tracetorch.fused.signature import Signature
-from tracetorch.fused.trace import StepFunction, Traced, count_draws, trace
+from tracetorch.fused.trace import StepFunction, Traced, name_draws, trace
 
 _PROCESS = os.getpid()
 _EXAMPLES = ((8,), (2, 5))  # shapes on which a step is traced
@@ -130,7 +130,7 @@ def build(
     with torch.random.fork_rng([]):
         for shape in _EXAMPLES:
             given = {name: torch.full(shape, 0.5, dtype=dtype) for name in names}
-            draws = tuple(f"draw {k}" for k in range(count_draws(step, given)))
+            draws = name_draws(step, given)
             given |= {name: torch.full(shape, 0.5, dtype=dtype) for name in draws}
             found.append(trace(step, given, states, wanted, carried=learned, outputs=outputs, draws=draws))
     # A size read in Python (x.shape, x.numel()) would become a number in the kernel, right for the example alone.
@@ -328,15 +328,19 @@ def prepared(
     return given
 
 
-def drawn(kernel: Kernel, xs: Tensor, time_dim: int) -> list[Tensor]:
-    """The random numbers that a kernel takes, in the order in which the step loop would draw them."""
-    count = len(kernel.signature.draws)
-    if not count:
-        return []
-    found = [memory.empty_like(xs) for _ in range(count)]
+def drawn(kernel: Kernel, xs: Tensor, time_dim: int, dim: int = -1) -> list[Tensor]:
+    """The random numbers that a kernel takes, in the order in which the step loop would draw them.
+
+    Args:
+        dim: the dimension of a step that is the step's last one. torch.rand_like draws in the order of memory, in which
+            it is where it is; torch.bernoulli in the order of the step's own dimensions.
+    """
+    draws = kernel.signature.draws
+    found = [memory.empty_like(xs) for _ in draws]
     for rows in zip(*(series.unbind(time_dim) for series in found), strict=True):
-        for row in rows:
-            row.copy_(torch.rand_like(row, memory_format=torch.contiguous_format))
+        for name, row in zip(draws, rows, strict=True):
+            given = row.movedim(dim, -1) if name.startswith("chance") else row
+            given.copy_(torch.rand_like(given, memory_format=torch.contiguous_format))
     return found
 
 

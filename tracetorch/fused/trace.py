@@ -9,6 +9,7 @@ pointwise are refused by name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -102,8 +103,8 @@ _FILL = {
 }
 # In-place operations whose functional form has another overload's name.
 _FUNCTIONAL = {aten.pow_.Scalar: aten.pow.Tensor_Scalar}
-# The one operation that draws random numbers and is traced: in [0, 1), as many as the input has elements.
-DRAW = aten.rand_like.default
+# The operations that draw random numbers and are traced: each takes as many from [0, 1) as the input has elements.
+DRAWS = {aten.rand_like.default: "draw", aten.bernoulli.default: "chance"}
 # A tensor's value asked for by Python: an `if`, an `int()`, an `item()`.
 _VALUE = {aten._local_scalar_dense.default, aten.item.default, aten.is_nonzero.default, aten.equal.default}
 _BITWISE = {aten.bitwise_and.Tensor, aten.bitwise_or.Tensor, aten.bitwise_not.default}
@@ -148,17 +149,29 @@ class _Tracer(TorchDispatchMode):
         if func._schema.is_mutable:
             return self._in_place(func, args, kwargs, name)
         result = func(*args, **kwargs)
-        ref = self._drawn(args, result) if func is DRAW else self._record(func, args, kwargs, result)
+        ref = self._drawn(func, args, result) if func in DRAWS else self._record(func, args, kwargs, result)
         self._track(result, ref)
         return result
 
-    def _drawn(self, args: Any, result: Tensor) -> Ref:
-        """Random numbers in [0, 1): the next of the inputs that stand for them."""
+    def _drawn(self, func: Any, args: Any, result: Tensor) -> Ref:
+        """Random numbers in [0, 1), the next of the inputs that stand for them; of a probability, whether it is more.
+
+        torch.bernoulli (2.6 to 2.13) compares the numbers that rand_like draws, and raises for a p outside [0, 1]: in a
+        kernel, which raises nothing, that gives NaN.
+        """
         names = [name for name, _ in self.inputs]
         name = next(self.draws, None)
         if name is None or result.numel() != self.numel or result.dtype is not self.inputs[names.index(name)][1]:
-            raise GraphError(f"{DRAW}: random numbers of {result.dtype}, {_describe(result)}, have no place here")
-        return Ref(names.index(name))
+            raise GraphError(f"{func}: random numbers of {result.dtype}, {_describe(result)}, have no place here")
+        number = Ref(names.index(name))
+        if func is aten.rand_like.default:
+            return number
+        p = self._tensor(func, args[0])
+        bounds = self._node("ge", (p, 0.0), torch.bool), self._node("le", (p, 1.0), torch.bool)
+        inside = self._node("and", bounds, torch.bool)
+        less = self._node("lt", (number, p), torch.bool)
+        drawn = self._node("where", (less, 1.0, self._node("full_like", (0.0, number), result.dtype)), result.dtype)
+        return self._node("where", (inside, drawn, math.nan), result.dtype)
 
     def _track(self, tensor: Tensor, ref: Ref) -> None:
         self.refs[id(tensor)] = ref
@@ -370,25 +383,28 @@ def trace(
     return Traced(forward, _trace_vjp(with_parameters, leaves, carried_names, wanted, constants, draws))
 
 
-class _Counter(TorchDispatchMode):
-    """Counts the draws of random numbers."""
+class _Draws(TorchDispatchMode):
+    """Notes the draws of random numbers."""
 
-    count = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # as in _Tracer
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func is DRAW
+        if func in DRAWS:
+            self.names.append(f"{DRAWS[func]} {len(self.names)}")
         return func(*args, **(kwargs or {}))
 
 
-def count_draws(step: StepFunction, inputs: Mapping[str, Tensor]) -> int:
-    """How many times a step draws random numbers; torch's generator is advanced."""
-    with torch.no_grad(), _Counter() as counter:
+def name_draws(step: StepFunction, inputs: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """A name, beginning with its kind in `DRAWS`, for each draw of a step; torch's generator is advanced."""
+    with torch.no_grad(), _Draws() as found:
         step(inputs)
-    return counter.count
+    return tuple(found.names)
 
 
 def _results(step: StepFunction, leaves: Mapping[str, Tensor], names: Sequence[str]) -> Sequence[Tensor]:

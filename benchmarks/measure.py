@@ -14,11 +14,17 @@ from torch import Tensor
 Run = Callable[[], Any]
 
 
-def medians(runs: Mapping[str, Run], repeat: int = 15, warm: int = 2) -> dict[str, float]:
-    """Median seconds of each, run in turns, so that a disturbance of the machine meets all of them."""
+def medians(runs: Mapping[str, Run], repeat: int = 15, warm: int = 2, before: Run | None = None) -> dict[str, float]:
+    """Median seconds of each, run in turns, so that a disturbance of the machine meets all of them.
+
+    Args:
+        before: called before each run, outside its time.
+    """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for k in range(warm + repeat):
         for name, run in runs.items():
+            if before is not None:
+                before()
             start = time.perf_counter()
             run()
             if k >= warm:
@@ -55,6 +61,16 @@ def require_close(a: Tensor, b: Tensor, what: str, tolerance: float = 1e-5) -> f
     if error > tolerance:
         raise AssertionError(f"{what}: gradients differ by {error:.2g} of the largest")
     return error
+
+
+class Evict:
+    """Called: puts something else into the caches, so that what follows begins with none of its tensors there."""
+
+    def __init__(self, megabytes: int = 128) -> None:
+        self.others = torch.zeros(megabytes << 18)
+
+    def __call__(self) -> None:
+        self.others.add_(1)
 
 
 def quiet() -> None:

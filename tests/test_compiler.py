@@ -11,6 +11,7 @@ import time
 import pytest
 
 import tracetorch as tt
+from tracetorch.fused import cache as cache_module
 from tracetorch.fused import compiler
 
 SOURCE = "#include <stdint.h>\nvoid forward(void **p, const int64_t *n) { *(int64_t *)p[0] = n[0] + 1; }\n"
@@ -79,7 +80,7 @@ def test_a_cache_that_cannot_be_written_falls_back(tmp_path, monkeypatch):
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
     monkeypatch.setenv("TRACETORCH_CACHE", str(blocked / "cache"))
-    compiler._private_folder.cache_clear()
+    cache_module.private_folder.cache_clear()
     assert run(compiler.load(SOURCE)) == 42
 
 
@@ -113,6 +114,7 @@ def test_sixteen_processes_build_the_same_kernel_at_once_and_once(cache, tmp_pat
     counting = fake_compiler(tmp_path, f'echo built >> {log}\nsleep 0.5\nexec $REAL "$@"')
     code = f"""
 import ctypes, os, sys
+from tracetorch.fused import cache as cache_module
 from tracetorch.fused import compiler
 children = []
 for _ in range(15):
@@ -157,13 +159,13 @@ def test_a_cache_made_on_another_processor_is_not_used(cache, monkeypatch):
 def test_a_folder_that_others_can_write_or_own_is_not_used(cache, monkeypatch):
     cache.mkdir()
     cache.chmod(0o777)
-    compiler._private_folder.cache_clear()
+    cache_module.private_folder.cache_clear()
     assert run(compiler.load(SOURCE)) == 42
     assert not list(cache.iterdir())
     cache.chmod(0o700)
     owner = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: owner + 1)
-    assert not compiler._usable(cache)
+    assert not cache_module._usable(cache)
 
 
 def test_a_read_only_home(tmp_path):
@@ -184,7 +186,7 @@ def test_a_full_disk(cache, monkeypatch):
         return whole(source, target)
 
     whole = compiler._compile
-    compiler._private_folder.cache_clear()
+    cache_module.private_folder.cache_clear()
     monkeypatch.setattr(compiler, "_compile", full)
     assert run(compiler.load(SOURCE)) == 42
     assert not list(cache.glob("*.so"))

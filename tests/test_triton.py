@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import tracetorch as tt
-from tracetorch.fused import graph, kernel_triton, launch_triton
+from tracetorch.fused import cubins, graph, kernel_triton, launch_triton
 from tracetorch.fused.emit_triton import OPTIONS, Body, function
 from tracetorch.fused.graph import OPS, Graph, Node, Ref
 from tracetorch.fused.kernel_triton import chunk, unroll
@@ -38,8 +38,9 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 
 @pytest.fixture(autouse=True)
 def _fresh(tmp_path, monkeypatch):
-    """What Triton compiled for another test or another day is not used."""
+    """What was compiled for another test or another day is not used."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
+    monkeypatch.setenv("TRACETORCH_CACHE", str(tmp_path / "ours"))
 
 
 def make_layer(n=16):
@@ -371,6 +372,73 @@ def test_one_compilation_serves_every_length_and_layout(monkeypatch):
         assert driver.loaded == before + 2
         assert call(direction, names, 1, 5, 0, 512) == (2 * 6, 1, 1, 77)
     assert call("forward", signature.forward_pointers, 1, 3, 2**17, 1) == (2**17, 1, 1, 77)
+
+
+def launched(monkeypatch) -> Any:
+    """A launch of the LIF's forward kernel as in a new process; the compiled kernel."""
+    driver = Driver()
+    monkeypatch.setattr(triton.runtime.driver, "_active", driver)
+    launch_triton.load.cache_clear()
+    kernel = make_kernel("lif")
+    pointers = [None if "record" in name else torch.zeros(64) for name in kernel.signature.forward_pointers]
+    kernel.call("forward", pointers, geometry(torch.Size((5, 2, 512)), 0), (512, 512))
+    assert len(driver.launched) == 1
+    run = launch_triton.load(kernel.source)["forward"]
+    (found,) = run.device_caches[0][0].values()
+    return found
+
+
+def forbidden(*_, **__):
+    raise AssertionError("compiled again")
+
+
+def test_a_compiled_kernel_is_kept_and_used_again(monkeypatch, tmp_path):
+    first = launched(monkeypatch)
+    (entry,) = (tmp_path / "ours").glob("*.kernel")
+    assert (entry.stat().st_mode & 0o777) == 0o600
+    monkeypatch.setattr(cubins, "_packed", forbidden)  # what follows each compilation
+    second = launched(monkeypatch)
+    assert second is not first
+    assert second.asm["cubin"] == first.asm["cubin"]
+    assert second.packed_metadata == first.packed_metadata
+    assert second.name == first.name
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "planted for another source"])
+def test_a_compiled_kernel_that_is_not_what_was_kept_is_made_again(damage, monkeypatch, tmp_path):
+    good = launched(monkeypatch).asm["cubin"]
+    (entry,) = (tmp_path / "ours").glob("*.kernel")
+    content = entry.read_bytes()
+    if damage == "cut":
+        entry.write_bytes(content[:-100])
+    elif damage == "changed":
+        entry.write_bytes(content.replace(good[:64], bytes(64)))
+    else:
+        entry.write_bytes(b"PK not ours")
+        entry.chmod(0o666)
+    assert launched(monkeypatch).asm["cubin"] == good
+    assert entry.read_bytes() != b"PK not ours"
+    assert (entry.stat().st_mode & 0o777) == 0o600
+
+
+def test_a_garbage_kernel_in_tritons_own_cache_is_not_loaded(monkeypatch, tmp_path):
+    good = launched(monkeypatch).asm["cubin"]
+    for path in (tmp_path / "triton").rglob("*.cubin"):
+        path.write_bytes(b"garbage")
+    for path in (tmp_path / "ours").iterdir():
+        path.unlink()
+    assert launched(monkeypatch).asm["cubin"] == good
+
+
+def test_another_version_of_triton_has_another_entry(monkeypatch, tmp_path):
+    launched(monkeypatch)
+    monkeypatch.setattr(triton, "__version__", "3.6.0.other")
+    launched(monkeypatch)
+    monkeypatch.setattr(cubins, "_packed", forbidden)
+    monkeypatch.setattr(triton, "__version__", "3.6.0.third")
+    with pytest.raises(AssertionError, match="compiled again"):
+        launched(monkeypatch)
+    assert len(list((tmp_path / "ours").glob("*.kernel"))) == 2
 
 
 # ---- source and refusals ---------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracetorch.fused import kernel_triton, scan
+from tracetorch.fused import cubins, kernel_triton, scan
 from tracetorch.fused.emit_triton import OPTIONS
 from tracetorch.fused.scan import Kernel
 from tracetorch.fused.signature import Signature
@@ -58,6 +58,8 @@ def load(text: str) -> dict[str, Any]:
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
     namespace: dict[str, Any] = {"__name__": name}
     exec(compile(text, name, "exec"), namespace)
+    for function in ("forward", "backward"):
+        cubins.keep(namespace.get(function), text)
     return namespace
 
 

@@ -1,0 +1,124 @@
+"""Files that take long to make and are executed: kept for the user, and believed only where they are the user's own.
+
+An entry is `<key><suffix>` beside `<key>.sha256`, the digest of its bytes. It is used only if it and its folder belong
+to the user, nobody else can write them, and its bytes have that digest; anything else is made again and put in its
+place. One process makes an entry while others that want it wait; a lock dies with its process. Where the folder cannot
+be used (read-only, full, somebody else's), entries are made in a folder of the process's own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+
+def folder() -> Path:
+    """`$TRACETORCH_CACHE`, or `tracetorch` in the user's cache folder."""
+    given = os.environ.get("TRACETORCH_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tracetorch"
+
+
+def _own(path: Path) -> bool:
+    """Whether a file or folder is the user's own, no link, and writable by nobody else."""
+    status = path.lstat()
+    user = os.getuid() if hasattr(os, "getuid") else status.st_uid
+    return not stat.S_ISLNK(status.st_mode) and status.st_uid == user and not status.st_mode & 0o022
+
+
+def _trusted(file: Path, digest: Path) -> bool:
+    """Whether an entry is the user's own, writable by nobody else, and whole."""
+    try:
+        if not all(path.is_file() and _own(path) for path in (file, digest)):
+            return False
+        return hashlib.sha256(file.read_bytes()).hexdigest() == digest.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _made(within: Path, name: str, digest: Path, make: Callable[[Path], None]) -> Path:
+    """Make an entry in a private folder of the cache, then move the two files into place, the digest last."""
+    with tempfile.TemporaryDirectory(dir=within) as private:
+        made = Path(private) / name
+        make(made)
+        made.chmod(0o600)
+        said = Path(private) / digest.name
+        said.write_text(hashlib.sha256(made.read_bytes()).hexdigest(), encoding="ascii")
+        said.chmod(0o600)
+        os.replace(made, within / name)
+        os.replace(said, digest)
+    return within / name
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time; where the file system has no locks, all at once, which is only slower."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with open(path, "w", encoding="ascii") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _usable(folder: Path) -> bool:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return _own(folder) and os.access(folder, os.W_OK | os.X_OK)
+    except OSError:
+        return False
+
+
+def _entry(within: Path, key: str, suffix: str, make: Callable[[Path], None]) -> Path:
+    file, digest = within / f"{key}{suffix}", within / f"{key}.sha256"
+    if _trusted(file, digest):
+        return file
+    with _locked(within / f"{key}.lock"):
+        return file if _trusted(file, digest) else _made(within, file.name, digest, make)
+
+
+@cache
+def private_folder() -> Path:
+    """For this process alone, where the cache cannot be written; removed when it ends."""
+    folder, process = Path(tempfile.mkdtemp(prefix="tracetorch-")), os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == process:  # not by a forked child
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return folder
+
+
+def entry(
+    content: str, suffix: str, make: Callable[[Path], None], again: tuple[type[Exception], ...] = (OSError,)
+) -> Path:
+    """The file of an entry that can be trusted, made now if there is none.
+
+    Args:
+        content: all that decides what is in the file; its digest is the key.
+        suffix: of the file's name, with the dot.
+        make: writes the file.
+        again: what `make` may raise where the folder is to blame: it is then called again, in a folder of the process's
+            own, and what it raises there is raised here.
+    """
+    key = hashlib.sha256(content.encode()).hexdigest()[:32]
+    within = folder()
+    if not _usable(within):
+        within = private_folder()
+    try:
+        return _entry(within, key, suffix, make)
+    except again:
+        return _entry(private_folder(), key, suffix, make)

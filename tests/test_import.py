@@ -36,7 +36,7 @@ CLI_THIRD_PARTY = {
 # A picture is drawn with matplotlib, where the user asks for one.
 PLOT = {"tracetorch/plot.py": {"matplotlib"}}
 # Triton is the compiler of a backend, not a framework: these two import it when that backend runs.
-TRITON = {"tracetorch/fused/launch_triton.py": {"triton"}, "tracetorch/fused/interpreter_triton.py": {"triton"}}
+TRITON = {f"tracetorch/fused/{name}.py": {"triton"} for name in ("launch_triton", "interpreter_triton", "cubins")}
 
 
 def python(code: str, *options: str, cwd: Path = ROOT) -> str:

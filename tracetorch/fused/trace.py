@@ -285,6 +285,9 @@ class _Tracer(TorchDispatchMode):
             if not isinstance(operand, Tensor):
                 raise GraphError(f"{func}: the argument {operand!r} has no place in a graph")
             ref = self._tensor(func, operand)
+            if op == "div" and k == 1 and _on_gpu(operand) and not isinstance(ref, Ref):
+                # On a GPU torch multiplies by the reciprocal of a number or of the CPU's tensor; by this it divides.
+                ref = self._node("full_like", (ref, Ref(0)), operand.dtype)
             condition = op == "where" and k == 0
             current = operand.dtype
             if isinstance(ref, Ref) and dtype is not None and not condition and current is not dtype:
@@ -316,6 +319,10 @@ class _Tracer(TorchDispatchMode):
             return self.refs[id(tensor)]
         value = self._tensor(what, tensor)
         return self._node("full_like", (value, Ref(0)), tensor.dtype)
+
+
+def _on_gpu(tensor: Tensor) -> bool:
+    return tensor.is_cuda
 
 
 def _describe(result: Any) -> str:

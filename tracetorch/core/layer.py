@@ -137,7 +137,7 @@ class Layer(nn.Module):
         if name in self.baked:
             return self.baked[name]
         attribute = self.raw_attribute(name)
-        raw = self._parameters.get(attribute)
+        raw: Tensor | None = self._parameters.get(attribute)
         if raw is None:
             raw = self._buffers.get(attribute)
         # Else a property of `torch.nn.utils.parametrize`: `getattr` finds all three, and takes longer.

@@ -228,8 +228,8 @@ def unroll(
     if kernel.signature.draws:
         if plan.result in _HALVES:
             raise FuseError(f"{type(layer).__name__}: it draws random numbers of {plan.result}, which no kernel does")
-        last = layer.dim if layer.num_neurons is not None and len(plan.element) > 1 else -1
-        inputs = [*inputs, *drawn(kernel, inputs[0].contiguous(), time_dim, last)]
+        dim = layer.dim if layer.num_neurons is not None and len(plan.element) > 1 else -1
+        inputs = [*inputs, *drawn(kernel, inputs[0].contiguous(), time_dim, dim)]
     aligned = [_aligned(value, layer, len(plan.element)) for value in values]
     outputs, last, recorded = scan(kernel, inputs, time_dim, states, aligned, record)
     if plan.result is not inputs[0].dtype:

@@ -37,6 +37,17 @@ def parameters(adapter: Adapter, layer: nn.Module) -> dict[str, Tensor]:
     return {name: attrgetter(attribute)(layer) for name, attribute in adapter.attributes(layer).items()}
 
 
+def described(adapter: Adapter, layer: nn.Module) -> Any:
+    """The spec of a layer; of a native layer that no spec describes its `Composition`. Raises `SpecError`."""
+    return getattr(adapter, "described", adapter.spec)(layer)
+
+
+def shaped(tensor: Tensor, like: Tensor) -> Tensor:
+    """One value for each neuron in the shape in which another layer keeps the same: [N], or [N, 1, 1] for channels."""
+    same = tensor.numel() == like.numel() and [n for n in tensor.shape if n != 1] == [n for n in like.shape if n != 1]
+    return tensor.reshape(like.shape) if same else tensor
+
+
 def readable(layer: nn.Module, attribute: str, raw: str = "value") -> Parameter:
     """A tensor of a layer, by its path in it, as a parameter of a spec. An integer (threshold=1) is read as a float."""
     tensor: Tensor = attrgetter(attribute)(layer)
@@ -110,6 +121,10 @@ _QUIRKS: Mapping[tuple[str, str], str] = {
     "given, and scales its input by dt/C: carried as it is",
     ("form", "snntorch.StateLeaky"): "snnTorch's StateLeaky decays by exp(-(1 - beta)), not by beta, and scales its "
     "spikes by graded_spikes_factor twice: carried as it is",
+    ("form", "snntorch.LeakyParallel"): "snnTorch's LeakyParallel decays by the diagonal of its hidden matrix, which a "
+    "beta per neuron does not set (1.0.0), keeps its membrane above 0 and never resets it: carried as it is",
+    ("inhibition", "winner"): "a neuron above the threshold that is not the winner emits nothing, and is reset all the "
+    "same in the next step (snnTorch, inhibition=True): carried as it is",
     ("reset_timing", "next_step_discards_input"): "the step after a spike yields the reset value whatever its input is "
     "(snnTorch, reset_mechanism='zero' with reset_delay=True): carried as it is",
     ("input_gain", "one_minus_decay_kept"): "sinabs's ALIF keeps the scaled current in its synapse: carried as it is",
@@ -126,9 +141,18 @@ def note_quirks(spec: NeuronSpec, building: Building) -> None:
         building.note("synapse", text)
 
 
-def refuse_rare(spec: NeuronSpec, building: Building, framework: str) -> None:
+def note_origin(spec: NeuronSpec, building: Building) -> None:
+    """Name what the source has and a target's layer has no place for: its name, its units."""
+    if building.framework in ("tracetorch", "brainpy"):
+        return
+    if spec.name is not None:
+        building.note("name", f"{spec.name!r} in the source")
+    if spec.value_unit not in (None, "1"):
+        building.note("value_unit", f"the membrane's numbers are in {spec.value_unit}, time in {spec.time_unit}")
+
+
+def refuse_rare(spec: NeuronSpec, building: Building, framework: str, remedy: str = "to='tracetorch'") -> None:
     """Refuse choices that none of a framework's neurons has: smooth spikes, refractory times, adaptation, a start."""
-    remedy = "to='tracetorch'"
     if spec.spike_count == "smooth":
         raise building.impossible("spike_count", "smooth", f"{framework} emits whole spikes", remedy)
     if spec.refractory != "none":
@@ -136,6 +160,8 @@ def refuse_rare(spec: NeuronSpec, building: Building, framework: str) -> None:
     if spec.adaptive:
         scale = str(spec.parameters["adapt_scale"])
         raise building.impossible("adapt_scale", scale, f"{framework} has no threshold that adapts", remedy)
+    if framework != "snntorch":
+        refuse_coupled(spec, building, framework)
     start = {"leak": "leak", "reset_value": "reset_value"}.get(spec.initial_state)
     if start is not None and start in spec.parameters and spec.parameters[start].value.any():
         raise building.impossible("initial_state", spec.initial_state, f"{framework} starts at 0", remedy)
@@ -143,6 +169,20 @@ def refuse_rare(spec: NeuronSpec, building: Building, framework: str) -> None:
         parameter = spec.parameters.get(name)
         if parameter is not None and (parameter.learnable or (parameter.value != neutral).any()):
             raise building.impossible(name, str(parameter), f"{framework} has none", remedy)
+
+
+def refuse_coupled(spec: NeuronSpec, building: Building, framework: str) -> None:
+    """Refuse what only snnTorch's neurons do: rounded states, a winner among a layer's neurons, spikes of a change."""
+    remedy = "to='tracetorch' or to='snntorch'"
+    if spec.state_levels is not None:
+        levels = f"{len(spec.state_levels)} levels from {min(spec.state_levels):g} to {max(spec.state_levels):g}"
+        raise building.impossible("state_levels", levels, f"{framework} rounds no states", remedy)
+    if spec.inhibition != "none":
+        why = f"in {framework} a layer's neurons spike each by itself"
+        raise building.impossible("inhibition", spec.inhibition, why, remedy)
+    if spec.spike_test != "membrane":
+        why = f"in {framework} a neuron spikes by its membrane, not by what it changed"
+        raise building.impossible("spike_test", spec.spike_test, why, remedy)
 
 
 class Adapter(Protocol):

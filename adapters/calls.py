@@ -17,6 +17,7 @@ from torch import Tensor
 from tracetorch.adapters import verify
 from tracetorch.adapters.base import ConversionError, Note, describe
 from tracetorch.adapters.networks import modules as known
+from tracetorch.adapters.networks.conventions import LOST
 from tracetorch.adapters.networks.network import Stage
 from tracetorch.adapters.networks.stepping import Whole, kept
 from tracetorch.adapters.observing import (
@@ -59,7 +60,10 @@ class _Run:
 def _hooks(stage: Stage, calls: _Calls) -> tuple[Callable[..., Any], Callable[..., Any]]:
     def before(module: Any, args: tuple[Any, ...]) -> Any:
         # An alias, so that a value that several layers take has a gradient of its own through each.
-        calls.xs.append(known.alias(args[0]))
+        x = known.alias(args[0])
+        if torch.is_grad_enabled() and x.is_floating_point() and not x.requires_grad:
+            x = x.detach().requires_grad_().clone()  # the forward cut it off: the layer is judged all the same
+        calls.xs.append(x)
         return calls.xs[-1], *args[1:]
 
     def after(module: Any, args: Any, result: Any) -> None:
@@ -187,7 +191,8 @@ def rows(
             why = "source and target call it a different number of times: a spike decided by a rounding took a branch"
             raise ConversionError(f"{s.stage.name!r}", "calls", f"{len(s.y)}, {len(t.y)}", why, "another sample")
         if s.stage.neuron:
-            found.append(verify.judge_neuron(s, t, notes.get(s.stage.name, ()), grad, shows_state=stepped and grad))
+            shows = grad and getattr(t.stage.held, "membrane", "") != LOST
+            found.append(verify.judge_neuron(s, t, notes.get(s.stage.name, ()), grad, shows_state=shows))
         else:
             with torch.no_grad():  # the source's module, on the very tensors that the target's received
                 expected = torch.stack([s.stage.inner(value.detach()) for value in second.calls[number].xs])

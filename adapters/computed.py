@@ -1,7 +1,8 @@
-"""The part common to layers of ours, in several frameworks, whose step is that of a spec with one membrane."""
+"""The part common to layers of ours, in several frameworks, whose step is that of a spec."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -51,10 +52,13 @@ class SpecStep:
         value: Tensor = getattr(self, start)
         return value.detach().to(x).expand_as(x).clone()
 
-    def advance(self, x: Tensor, v: Tensor, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """One step: output, membrane."""
-        output, after = self._form.step(self._choices, values, x, v)
-        return output, after
+    def begin(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The states before a first step with the input x, in the order of the spec's; a current is 0."""
+        return tuple(self.first(x) if name == "v_mem" else torch.zeros_like(x) for name in self._choices.states)
+
+    def advance(self, x: Tensor, states: Sequence[Tensor], values: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """One step: output, states."""
+        return self._form.step(self._choices, values, x, *states)
 
     def __getstate__(self) -> dict[str, Any]:
         attributes = self.__dict__.copy()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tracetorch.adapters.base import Building, ConversionError, parameters
 from tracetorch.adapters.conversion import Conversion, sequence
 from tracetorch.adapters.networks import stepping
+from tracetorch.adapters.networks.driving import DRIVERS
 from tracetorch.adapters.networks.modules import evaluated
 from tracetorch.adapters.networks.network import Network, preserved
 from tracetorch.adapters.networks.recorded import Recorded, check_other_shape
@@ -54,6 +55,8 @@ def build(spec: NeuronSpec, framework: str, stock: bool = False) -> Any:
 def _check_precision(network: Network, xs: Tensor) -> None:
     """torch promotes: a parameter of one precision and an input of another compute in neither's."""
     for stage in network.stages:
+        if stage.neuron:
+            stage.spec()  # or the refusal of a class or option that cannot be read
         tensors = parameters(stage.adapter, stage.inner) if stage.neuron else dict(stage.inner.named_parameters())
         for name, tensor in tensors.items():
             if tensor.ndim and tensor.is_floating_point() and tensor.dtype is not xs.dtype:
@@ -102,7 +105,9 @@ def convert(
 
     The source is detected, and left as it was, hidden states included. It is an `nn.Sequential` of stateless torch
     modules and neurons, or a module with a forward of its own: one step per call with states hidden or handed in and
-    out, a loop over time, or whole sequences (sinabs). The latter is read from what it does with the sample.
+    out, a loop over time, or whole sequences (sinabs, some layers of snnTorch). The latter is read from what it does
+    with the sample. Where no graph holds what its forward does, the target runs that forward itself
+    (`Conversion.stepped`).
 
     Args:
         net: the source network.
@@ -153,7 +158,7 @@ def _converted(net: Any, sample: Any, time_dim: int | None, order: Order, modal:
                 raise _shared(network.plan.shared[0])
             network = stepping.of_graph(network, sample, time_dim)
     except NoGraph as refusal:
-        if order.to != "tracetorch":
+        if order.to not in DRIVERS:
             remedy = f"{refusal.remedy}; or to='tracetorch', which can run a forward as it stands"
             raise NoGraph(refusal.layer, refusal.field, refusal.value, refusal.why, remedy) from refusal
         return _stepped(net, sample, time_dim, order, modal, refusal)
@@ -168,7 +173,7 @@ def _shared(path: str) -> NoGraph:
 def _stepped(
     net: Any, sample: Any, time_dim: int | None, order: Order, modal: frozenset[int], refusal: NoGraph
 ) -> Conversion:
-    """The network's own forward with native layers in it. Raises the refusal, and why this cannot be done either."""
+    """The network's own forward with the target's layers. Raises the refusal, and why this cannot be done either."""
     try:
         return _measured(stepping.read(net, sample, time_dim, refusal), sample, time_dim, order, modal)
     except (ValueError, TypeError, AttributeError, RuntimeError, LookupError) as error:

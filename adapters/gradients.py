@@ -1,24 +1,28 @@
-"""The gradient verdict of a layer: its gradients against the oracle's, or against the source layer's own."""
+"""The gradient verdict of a layer: its gradients against the oracle's; of a stateless one against the source's."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tracetorch import oracle
-from tracetorch.adapters.base import Note
+from tracetorch.adapters.base import Note, shaped
+from tracetorch.adapters.feedback import Feedback
 from tracetorch.adapters.networks import modules as known
+from tracetorch.adapters.networks import recurrent
 from tracetorch.adapters.networks.network import Function, Stage
 from tracetorch.adapters.observing import (
     Observed,
     differentiable,
     equal_bits,
     numpy_of,
-    run_alone,
     through_state,
 )
 from tracetorch.core.spec import NeuronSpec, Parameter
@@ -39,34 +43,90 @@ def _gradient_spec(source: NeuronSpec, target: NeuronSpec) -> NeuronSpec:
     return source.replace(parameters=values, **clock)
 
 
-def _gradient_errors(source: Observed, target: Observed) -> dict[str, float]:
-    """Each tensor's error against the oracle's gradient along the target's own trajectory."""
-    truth = oracle.gradients(_gradient_spec(source.spec, target.spec), target.recording(), numpy_of(target.grad.y))
-    errors = {"input": oracle.gradient_error(numpy_of(target.grad.x), truth["x"])}
-    for name, gradient in target.grad.parameters.items():
-        if name in truth:
-            errors[name] = oracle.gradient_error(numpy_of(gradient), truth[name])
-    return errors
+@dataclass(frozen=True)
+class GradientVerdict:
+    """Of a layer: the word of the report, the largest error of a tensor, and what to say of it.
+
+    Attributes:
+        void: whether it is "differs" only for errors that the precision of the gradients explains.
+    """
+
+    verdict: str
+    error: float
+    said: str = ""
+    void: bool = False
 
 
-def of_neuron(source: Observed, target: Observed, alone: Observed, notes: Sequence[Note]) -> tuple[str, float, str]:
-    """Verdict, error and what to say of it."""
-    errors = _gradient_errors(source, target)
-    worst = max(errors, key=lambda name: errors[name])
-    error = errors[worst]
-    measured = f"gradient of {worst}: error {error:.1g}"
+def _bound(bounds: Callable[[], dict[str, np.ndarray]], name: str) -> np.ndarray:
+    """Of one tensor; 0 where none was derived: then the tolerance alone judges."""
+    return bounds().get(name, np.zeros(()))
+
+
+def _judged(source: Observed, target: Observed) -> dict[str, oracle.GradientJudgement]:
+    """Each tensor against the oracle's gradient along the target's own trajectory."""
+    spec, recording, weights = _gradient_spec(source.spec, target.spec), target.recording(), numpy_of(target.grad.y)
+    inner = source.stage.inner
+    back = Feedback(inner, target.stage.inner, target.y) if recurrent.is_recurrent(inner) else None
+    truth = oracle.gradients(spec, recording, weights, None if back is None else back.backward)
+
+    @cache
+    def bounds() -> dict[str, np.ndarray]:
+        if back is None:
+            return oracle.gradient_bounds(spec, recording, weights)
+        if not back.bounded:
+            return {}
+        found = oracle.gradient_bounds(spec, recording, weights, (back.backward, back.magnitudes))
+        return found and found | back.parameter_bounds(truth["x"], found["x"], target.y.dtype)
+
+    if back is not None:
+        truth = {**truth, **back.parameters(truth["x"])}
+    found = {"x": target.grad.x, **target.grad.parameters}
+    return {
+        "input" if name == "x" else name: oracle.judge_gradient(
+            numpy_of(shaped(gradient, torch.from_numpy(truth[name]))),
+            truth[name],
+            tolerance(target),
+            partial(_bound, bounds, name),
+        )
+        for name, gradient in found.items()
+        if name in truth
+    }
+
+
+def of_neuron(source: Observed, target: Observed, alone: Observed, notes: Sequence[Note]) -> GradientVerdict:
+    """The verdict of a neuron layer.
+
+    Args:
+        alone: the target's layer on what the source's received.
+        notes: what its build said.
+    """
+    judged = _judged(source, target)
+    worst = max(judged, key=lambda name: (not (judged[name].ok or judged[name].void), judged[name].error))
+    error = judged[worst].error
+    weak = [name for name, one in judged.items() if one.ill_conditioned and name != worst]
+    measured = "; ".join(f"gradient of {name}: {judged[name]}" for name in (worst, *weak))
     promised = {note.gradient for note in notes}
     if "differs" in promised:
-        return "differs", error, measured
+        return GradientVerdict("differs", error, measured)
     same = source.grad.parameters.keys() == alone.grad.parameters.keys() and equal_bits(source.grad.x, alone.grad.x)
-    same = same and all(equal_bits(g, alone.grad.parameters[name]) for name, g in source.grad.parameters.items())
+    theirs = alone.grad.parameters
+    same = same and all(equal_bits(shaped(g, theirs[name]), theirs[name]) for name, g in source.grad.parameters.items())
     if same and not promised & {"reparametrised", "opaque"}:
-        return "exact", error, ""
-    if error > tolerance(target):
-        return "differs", error, f"{measured}, measured"
+        return GradientVerdict("exact", error, _of_the_source(judged[worst], measured))
+    if not all(one.ok or one.void for one in judged.values()):
+        return GradientVerdict("differs", error, f"{measured}, measured")
+    if not all(one.ok for one in judged.values()):
+        return GradientVerdict("differs", error, measured, void=True)
     # The oracle took the user's own surrogate as it is: nobody knows what it should be.
     verdict = next((word for word in ("opaque", "reparametrised") if word in promised), "rounding")
-    return verdict, error, measured
+    return GradientVerdict(verdict, error, measured)
+
+
+def _of_the_source(worst: oracle.GradientJudgement, measured: str) -> str:
+    """What to say of a gradient that has the source's own bits."""
+    if worst.ok or worst.void:
+        return measured if worst.ill_conditioned else ""
+    return f"{measured}: the source's own gradient departs from its spec: please report this"
 
 
 def tolerance(o: Observed) -> float:
@@ -75,35 +135,19 @@ def tolerance(o: Observed) -> float:
     return float(GRADIENT_TOLERANCE[dtype] + torch.finfo(dtype).eps * o.y.numel() ** 0.5)
 
 
-def through_membrane(source: Observed, target: Observed) -> tuple[str, float, str]:
-    """Verdict, error and what to say of the gradient through the membrane, on what the target received."""
+def through_membrane(source: Observed, target: Observed) -> GradientVerdict:
+    """The verdict of the gradient through the membrane, on what the target received."""
     scale = 2.0**-40 if not bool(target.x.isfinite().all()) else 1.0
     truth, found = (through_state(o, target.x, scale) for o in (source, target))
     names = {"input": "input", **_twins(source.stage, target.stage)}
     pairs = [(truth[name], found[ours]) for name, ours in names.items() if name in truth and ours in found]
     if all(equal_bits(theirs, ours) for theirs, ours in pairs):
-        return "exact", 0.0, ""
+        return GradientVerdict("exact", 0.0)
     error = max(oracle.gradient_error(numpy_of(ours), numpy_of(theirs)) for theirs, ours in pairs)
     said = f"gradient through the membrane: error {error:.1g}"
-    return ("rounding", error, said) if error <= tolerance(target) else ("differs", error, f"{said}, measured")
-
-
-def of_recurrent(source: Observed, target: Observed, notes: Sequence[Note]) -> tuple[str, float, str]:
-    """Verdict of a recurrent layer: its gradients against the source layer's own, on what the target received."""
-    truth = run_alone(source, target.x, target.grad.y).grad
-    found = run_alone(target, target.x, target.grad.y).grad
-    names = {**_twins(source.stage, target.stage), **{n: n for n in truth.parameters if n.startswith("connection.")}}
-    pairs = [(truth.x, found.x)]
-    pairs += [(truth.parameters[n], found.parameters[m]) for n, m in names.items() if n in truth.parameters]
-    promised = {note.gradient for note in notes}
-    error = max(oracle.gradient_error(numpy_of(ours), numpy_of(theirs)) for theirs, ours in pairs)
-    said = f"gradient against the source's own: error {error:.1g}"
-    if "differs" in promised or error > tolerance(target):
-        return "differs", error, said
-    for word in ("opaque", "reparametrised"):
-        if word in promised:
-            return word, error, said
-    return ("exact", error, "") if all(equal_bits(a, b) for a, b in pairs) else ("rounding", error, said)
+    if error <= tolerance(target):
+        return GradientVerdict("rounding", error, said)
+    return GradientVerdict("differs", error, f"{said}, measured")
 
 
 def _twins(source: Stage, target: Stage) -> dict[str, str]:
@@ -112,11 +156,12 @@ def _twins(source: Stage, target: Stage) -> dict[str, str]:
     return {name: name for name, raw in raws[0].items() if raws[1].get(name) == raw}
 
 
-def worse(a: tuple[str, float, str], b: tuple[str, float, str]) -> tuple[str, float, str]:
+def worse(a: GradientVerdict, b: GradientVerdict) -> GradientVerdict:
     """The worse of two verdicts, with what is to be said of both."""
     order = ("exact", "rounding", "reparametrised", "opaque", "differs", "none")
-    said = "; ".join(filter(None, (a[2], b[2])))
-    return max(a[0], b[0], key=order.index), max(a[1], b[1]), said
+    word = max(a.verdict, b.verdict, key=order.index)
+    void = all(one.void for one in (a, b) if one.verdict == word)
+    return GradientVerdict(word, max(a.error, b.error), "; ".join(filter(None, (a.said, b.said))), void)
 
 
 def stateless_error(source: Stage, target: Observed) -> float:
@@ -130,6 +175,8 @@ def stateless_error(source: Stage, target: Observed) -> float:
         else:
             y = module(xs[0].flatten(0, 1)).unflatten(0, xs[0].shape[:2])
         wanted = [*differentiable(xs), *named.values()]
+        if not wanted:  # one of several results is taken
+            return 0.0
         truth = torch.autograd.grad(y, wanted, target.grad.y.double(), allow_unused=True)
     found = [*target.grad.xs, *(target.grad.parameters[name] for name in named)]
     pairs = list(zip(found, truth, strict=True))

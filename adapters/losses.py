@@ -56,7 +56,9 @@ def formed(spec: NeuronSpec, building: Building) -> NeuronSpec:
     for form in dict.fromkeys((spec.form, *FORMS)):
         for candidate in (spec, unneeded(spec)):
             try:
-                check_form(candidate.replace(form=form))
+                if check_form(candidate.replace(form=form)).memory:
+                    why = f"{building.framework} has no place for the time of the last spike"
+                    raise building.impossible("refractory", spec.refractory, why, "to='tracetorch'")
             except SpecError as error:
                 refusals.append(f"{form}: {error}")
             else:
@@ -66,9 +68,17 @@ def formed(spec: NeuronSpec, building: Building) -> NeuronSpec:
 
 def common(spec: NeuronSpec, name: str) -> Iterator[Loss]:
     """What neither SpikingJelly's nor Norse's neurons have."""
+    if spec.signed:
+        yield Loss("neg_threshold", str(spec.parameters["neg_threshold"]), f"the spikes of {name} have one sign")
     for field, has in (("clamp", "no lower bound"), ("refractory", "no refractory time")):
         if getattr(spec, field) != "none":
             yield Loss(field, getattr(spec, field), f"{name} has {has}")
+    if spec.state_levels is not None:
+        yield Loss("state_levels", f"{len(spec.state_levels)} levels", f"{name} rounds no states")
+    if spec.inhibition != "none":
+        yield Loss("inhibition", spec.inhibition, f"{name}'s neurons spike each by itself")
+    if spec.spike_test != "membrane":
+        yield Loss("spike_test", spec.spike_test, f"{name}'s neurons spike by their membrane")
     rare = (("resistance", 1.0), ("surrogate_scale", 1.0), ("initial_v", 0.0))
     for parameter, number in (("bias", 0.0), ("spike_scale", 1.0), *rare):
         if not neutral(spec, parameter, number):

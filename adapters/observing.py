@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,32 @@ from tracetorch.adapters.networks.network import Network, Stage
 # Gradients are linear in the gradient of the output. Where a reset that keeps its gradient lets them grow beyond the
 # float32 range over time, a smaller one is tried, in this order; powers of two change no other bit.
 COTANGENT_SCALES = (1.0, 2.0**-40, 2.0**-80)
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """The gradient of the outputs that gradients are judged by: random, of one scale, of the first `steps` steps.
+
+    Where even the smallest scale overflows, the first steps still tell: what comes back from a step has as many steps
+    to grow as lie before it.
+    """
+
+    scale: float = 1.0
+    steps: int | None = None
+
+    def of(self, y: Tensor, number: int) -> Tensor:
+        """For output `number`, [T, ...]."""
+        found = cotangent(y, number) * self.scale
+        if self.steps is not None:
+            found[self.steps :] = 0
+        return found
+
+
+def weightings(steps: int) -> Iterator[Weighting]:
+    """Those to try, in this order, for that many steps."""
+    yield from map(Weighting, COTANGENT_SCALES)
+    for k in range(1, steps.bit_length()):
+        yield Weighting(COTANGENT_SCALES[-1], steps >> k)
 
 
 @dataclass(frozen=True)
@@ -84,7 +110,7 @@ def differentiable(values: Sequence[Any]) -> list[Tensor]:
 
 
 def observe(
-    network: Network, xs: Sequence[Tensor], grad: bool, scale: float = 1.0
+    network: Network, xs: Sequence[Tensor], grad: bool, weighting: Weighting = Weighting()
 ) -> tuple[list[Observed], tuple[Tensor, ...]]:
     """Run a network stage by stage over [T, B, ...], and backward from a fixed random gradient of its outputs."""
     xs = [x.detach().clone().requires_grad_(grad) for x in xs]
@@ -96,12 +122,15 @@ def observe(
             if isinstance(one.y, Tensor)
         ]
     if grad:
-        differentiate(seen, differentiable(outputs), scale)
+        differentiate(seen, differentiable(outputs), weighting)
     return seen, outputs
 
 
 def differentiate(
-    seen: Sequence[Observed], outputs: Sequence[Tensor], scale: float = 1.0, given: Sequence[Tensor] = ()
+    seen: Sequence[Observed],
+    outputs: Sequence[Tensor],
+    weighting: Weighting = Weighting(),
+    given: Sequence[Tensor] = (),
 ) -> None:
     """Fill in the gradients: of every stage's inputs and output, and of its trainable parameters."""
     learnt = [trainable(o.stage) for o in seen]
@@ -112,7 +141,7 @@ def differentiate(
     wanted += [t for named in learnt for t in named.values()]
     wanted_with_path = list({id(tensor): tensor for tensor in wanted if tensor.requires_grad}.values())
     found: dict[int, Tensor | None] = {}
-    cotangents = list(given) or [cotangent(y, k) * scale for k, y in enumerate(outputs)]
+    cotangents = list(given) or [weighting.of(y, k) for k, y in enumerate(outputs)]
     roots = [(y, cotangent) for y, cotangent in zip(outputs, cotangents, strict=True) if y.requires_grad]
     if roots:
         ends, weights = zip(*roots, strict=True)
@@ -132,18 +161,27 @@ def differentiate(
         )
 
 
+# Far enough below the range of float32 that nothing on the way to a gradient left it.
+_LARGEST = 1e30
+
+
 def overflowed(o: Observed) -> bool:
+    """Whether a gradient is not finite though what the layer gave is."""
+    return _above(o, float("inf"))
+
+
+def _above(o: Observed, largest: float) -> bool:
     gradients = [*o.grad.xs, o.grad.y, *o.grad.parameters.values()]
-    return bool(o.y.isfinite().all()) and not all(bool(g.isfinite().all()) for g in gradients)
+    return bool(o.y.isfinite().all()) and not all(bool((g.abs() < largest).all()) for g in gradients)
 
 
-def finite(network: Network, xs: Sequence[Tensor], grad: bool) -> tuple[list[Observed], tuple[Tensor, ...], float]:
-    """The source observed, and the first scale with which none of its gradients overflows (or the last one tried)."""
-    for scale in COTANGENT_SCALES:
-        seen, outputs = observe(network, xs, grad, scale)
-        if not grad or not any(map(overflowed, seen)):
+def finite(network: Network, xs: Sequence[Tensor], grad: bool) -> tuple[list[Observed], tuple[Tensor, ...], Weighting]:
+    """The source observed, and the first weighting with which its gradients do not near an overflow (or the last)."""
+    for weighting in weightings(len(xs[0])):
+        seen, outputs = observe(network, xs, grad, weighting)
+        if not grad or not any(_above(o, _LARGEST) for o in seen):
             break
-    return seen, outputs, scale
+    return seen, outputs, weighting
 
 
 def equal_bits(a: Tensor, b: Tensor) -> bool:

@@ -15,11 +15,14 @@ _SLOW = 0.02
 
 
 def simplified(spec: NeuronSpec) -> NeuronSpec:
-    """The same neuron without a resistance or scale of 1, a start or leak of 0; a reset by theta is called so."""
+    """The same neuron without a resistance or scale of 1, a start or leak of 0; a reset by theta is called so.
+
+    A threshold that adapts is no constant amount.
+    """
     kept = {n: p for n, p in spec.parameters.items() if not (n in _RARE and neutral(spec, n, _RARE[n]))}
     changes = {}
     amount, threshold = kept.get("reset_amount"), kept.get("threshold")
-    if spec.reset_amount == "value" and amount is not None and threshold is not None:
+    if spec.reset_amount == "value" and not spec.adaptive and amount is not None and threshold is not None:
         same = not amount.learnable and not threshold.learnable
         if same and bool(np.all(amount.value == threshold.value)) and amount.value.dtype == threshold.value.dtype:
             changes["reset_amount"] = "threshold"
@@ -28,7 +31,13 @@ def simplified(spec: NeuronSpec) -> NeuronSpec:
 
 
 def rare(spec: NeuronSpec) -> tuple[str, ...]:
-    """Of a simplified spec in brainpy's form: what only a layer that computes the spec itself can do."""
+    """Of a simplified spec: what only a layer that computes the spec itself can do."""
+    own = spec.form.startswith("tracetorch.")
+    smooth = ("spike_count",) if own and spec.spike_count == "smooth" else ()
+    if spec.signed:
+        return (*smooth, "neg_threshold")
+    if own:
+        return (*smooth, "bias") if "bias" in spec.parameters else smooth
     if spec.form != "brainpy.LIF":
         return ()
     found = [name for name in (*_RARE, "leak") if name in spec.parameters]
@@ -40,12 +49,22 @@ def rare(spec: NeuronSpec) -> tuple[str, ...]:
 
 def described(spec: NeuronSpec) -> str:
     """Why the spec is computed as it is, for the report."""
-    words = [f"{name}={spec.parameters[name]}" for name in rare(spec)]
+    words = [f"{name}={_shown(spec, name)}" for name in rare(spec)]
     return ", ".join([*words, f"reset_timing={spec.reset_timing}"])
+
+
+def _shown(spec: NeuronSpec, name: str) -> str:
+    """A parameter, or a choice."""
+    return str(spec.parameters[name] if name in spec.parameters else getattr(spec, name))
 
 
 def refuse(spec: NeuronSpec, building: Building, name: str) -> ConversionError:
     """The error for `stock=True`."""
     field = rare(spec)[0]
-    why = f"{name} has none" if field != "mem_decay" else "1 - exp(-dt/tau) of the rounded exponential is too far off"
-    return building.impossible(field, str(spec.parameters[field]), why, "stock=False")
+    whys = {
+        "mem_decay": "1 - exp(-dt/tau) of the rounded exponential is too far off",
+        "spike_count": f"{name} emits whole spikes",
+        "neg_threshold": f"the spikes of {name}'s neurons have one sign",
+    }
+    why = whys.get(field, f"{name} has none")
+    return building.impossible(field, _shown(spec, field), why, "stock=False")

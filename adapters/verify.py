@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,7 @@ from tracetorch.adapters import gradients
 from tracetorch.adapters.base import ConversionError, Note, describe
 from tracetorch.adapters.gradients import GRADIENT_TOLERANCE
 from tracetorch.adapters.networks import modules as known
-from tracetorch.adapters.networks import recurrent
-from tracetorch.adapters.networks.network import Function, Network, Stage
+from tracetorch.adapters.networks.network import Function, Network, Stage, stored_membrane
 from tracetorch.adapters.observing import (
     Observed,
     canonical_membrane,
@@ -33,13 +33,16 @@ from tracetorch.core.graph import State
 __all__ = ["GRADIENT_TOLERANCE", "check_walk", "judge_neuron", "judge_stateless", "rows"]
 
 _LOST = "the source's own gradient overflows on this input: it shows nothing of gradients"
+_FIRST = (
+    "the source's own gradient overflows on this input: judged are those of the outputs of the first {} of {} steps"
+)
 
 
 def _state_difference(source: Observed, alone: Observed) -> float:
     """Largest difference of the membranes after their reset, up to and without the first mismatch of each neuron."""
     differ = np.logical_or.accumulate(numpy_of(source.y) != numpy_of(alone.y), axis=0)
     if source.spec.stores_before_reset == alone.spec.stores_before_reset:
-        membranes = [numpy_of(o.states["v_mem"]).astype(np.float64) for o in (source, alone)]
+        membranes = [numpy_of(stored_membrane(o.states)).astype(np.float64) for o in (source, alone)]
     else:
         membranes = [canonical_membrane(o) for o in (source, alone)]
     with np.errstate(invalid="ignore"):  # of infinite membranes, left out below
@@ -65,15 +68,25 @@ def _carried(source: Stage, target: Stage) -> tuple[str, ...]:
     lines = []
     for name, attribute in theirs.items():
         if name in ours:
-            learnable = ", learnable" if getattr(source.inner, attribute).requires_grad else ""
+            learnable = ", learnable" if attrgetter(attribute)(source.inner).requires_grad else ""
             lines.append(f"{attribute} -> {ours[name]}{learnable}")
     return tuple(lines)
 
 
 def judge_neuron(
-    source: Observed, target: Observed, notes: Sequence[Note], grad: bool, shows_state: bool = False
+    source: Observed,
+    target: Observed,
+    notes: Sequence[Note],
+    grad: bool,
+    shows_state: bool = False,
+    first_steps: int | None = None,
 ) -> LayerRow:
-    """The row of a neuron layer; `shows_state`: its membrane is used outside it."""
+    """The row of a neuron layer.
+
+    Args:
+        shows_state: its membrane is used outside it.
+        first_steps: gradients are those of the outputs of so many steps; None: of all.
+    """
     reasons = [f"{note.field}: {note.text}" for note in notes]
     own = oracle.judge(source.spec, source.recording())
     if not own.ok:
@@ -95,25 +108,24 @@ def judge_neuron(
         # The oracle's gradient enters by the spikes alone; what enters by the membrane is held against the source's.
         source = run_alone(source, source.x, source.grad.y)
         target = run_alone(target, target.x, target.grad.y)
-    if grad and recurrent.is_recurrent(source.stage.inner):
-        gradient, error, said = gradients.of_recurrent(source, target, notes)
-    else:
-        gradient, error, said = gradients.of_neuron(source, target, alone, notes) if grad else ("", 0.0, "")
+    gradient = gradients.of_neuron(source, target, alone, notes) if grad else gradients.GradientVerdict("", 0.0)
     if grad and shows_state:
-        gradient, error, said = gradients.worse((gradient, error, said), gradients.through_membrane(source, target))
+        gradient = gradients.worse(gradient, gradients.through_membrane(source, target))
     differ = (source.y != target.y) if source.spec.output == "spikes" else torch.zeros(1, 1, dtype=torch.bool)
     steps = differ.flatten(1).any(1).nonzero()
     lost = grad and overflowed(source)
     if lost:
         reasons.append(_LOST)
+    elif first_steps is not None:
+        reasons.append(_FIRST.format(first_steps, len(source.y)))
     return LayerRow(
         name=source.stage.name,
         source=describe(source.stage.inner),
         target=describe(target.stage.inner),
         neuron=True,
         forward=forward,
-        gradient=gradient,
-        reason="; ".join([*reasons, said] if said else reasons),
+        gradient=gradient.verdict,
+        reason="; ".join([*reasons, gradient.said] if gradient.said else reasons),
         carried=_carried(source.stage, target.stage),
         slots=judged.slots if source.spec.output == "spikes" else 0,
         spikes=judged.spikes,
@@ -123,9 +135,14 @@ def judge_neuron(
         state_violations=judged.state_violations,
         first_violation=judged.first,
         max_state_difference=_state_difference(source, alone),
-        gradient_error=error,
-        unexpected=gradient == "differs" and not lost and all(note.gradient != "differs" for note in notes),
+        gradient_error=gradient.error,
+        unexpected=_unexpected(gradient, notes) and not lost,
     )
+
+
+def _unexpected(gradient: gradients.GradientVerdict, notes: Sequence[Note]) -> bool:
+    foretold = any(note.gradient == "differs" for note in notes)
+    return gradient.verdict == "differs" and not gradient.void and not foretold
 
 
 def judge_stateless(
@@ -220,9 +237,9 @@ def rows(
     The networks' states are changed: see `network.preserved`.
     """
     xs = source.enter(x)
-    seen, outputs, scale = finite(source, xs, grad)
+    seen, outputs, weighting = finite(source, xs, grad)
     try:
-        made, results = observe(target, xs, grad, scale)
+        made, results = observe(target, xs, grad, weighting)
     except RuntimeError as error:
         raise ConversionError(
             "''",
@@ -235,7 +252,7 @@ def rows(
     check_walk(source, x, outputs)
     check_walk(target, x, results)
     return tuple(
-        judge_neuron(s, t, notes.get(s.stage.name, ()), grad, shows_state=s.stage.result.name in shown)
+        judge_neuron(s, t, notes.get(s.stage.name, ()), grad, s.stage.result.name in shown, weighting.steps)
         if s.stage.neuron
         else judge_stateless(s, t, grad, source.takes_input(s.stage), training=id(s.stage.inner) in modal)
         for s, t in zip(seen, made, strict=True)

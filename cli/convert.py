@@ -106,11 +106,11 @@ def _folder(path: str) -> Path:
     return folder
 
 
-def _refuse_code(result: adapters.Conversion) -> None:
+def _refuse_code(result: adapters.Conversion, to: str) -> None:
     """Raises `ConversionError` for a target that runs the source's own forward: no file holds that."""
     if result.stepped:
         why = f"a file would have to hold the network's own code ({'; '.join(result.report.remarks)})"
-        remedy = "convert it in Python: tt.convert(net, 'tracetorch', sample)"
+        remedy = f"convert it in Python: tt.convert(net, '{to}', sample)"
         raise adapters.ConversionError("''", "forward", type(result.model).__name__, why, remedy)
 
 
@@ -165,7 +165,7 @@ def run(args: argparse.Namespace) -> int:
         _safetensors()
         options: dict[str, Any] = {"stock": args.stock, "allow_approximate": args.allow_approximate}
         result = adapters.convert(network, to=args.to, sample=sample, time_dim=args.time_dim, **options)
-        _refuse_code(result)
+        _refuse_code(result, args.to)
         folder = _folder(args.out)
         written = _write(folder, result, args.to)
     except adapters.ConversionError as error:

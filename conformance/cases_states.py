@@ -146,6 +146,11 @@ def _held() -> list[Case]:
         "none": {"refractory": "none", "refractory_steps": None},
         "shorter": {"refractory_steps": 2},
     }
+    timed = {"input_gain": "one_minus_decay", "mem_decay": ("exp_dt_tau", 0.5), "dt": 0.1, "time_unit": "ms"}
+    timed |= {"reset": "subtract", "reset_gradient": "attached", "reset_timing": "next_step_before_decay"}
+    timed |= {"refractory": "hold", "refractory_time": 0.3, "learn": ("mem_decay",)}
+    whole: dict[str, Any] = {"refractory_time": None}
+    steps = {"two steps": {**whole, "refractory_steps": 2}, "three steps": {**whole, "refractory_steps": 3}}
     discards = {"mem_decay": 0.75, "comparison": ">", "reset_timing": "next_step_discards_input"}
     synaptic = {**discards, "synapse": "decay_then_add", "syn_decay": 0.75}
     before = {"reset_timing": "next_step_before_decay"}
@@ -156,6 +161,10 @@ def _held() -> list[Case]:
              neuron(**held), noise(85, 0, 2000), {"spike": 50, "held": 150}, apart(held, **others)),
         Case("refractory-hold-gradient", "refractory.hold", "no gradient of the input of the steps in which it is held",
              neuron(**learned), noise(86, 0, 2000), {"spike": 50, "held": 150}, apart(learned, **others), grad=True),
+        Case("refractory-time", "parameter.refractory_time",
+             "held for 0.3 in steps of 0.1, which is two steps or three, as the rounding of t has it",
+             neuron(**timed), noise(113, -2000, 6000, (64, 2, 9)), {"spike": 50, "held": 100}, apart(timed, **steps),
+             grad=True),
         Case("timing-discards-input", "reset_timing.next_step_discards_input",
              "the step after a spike ends at 0, whatever its input",
              neuron(**discards), noise(87, -500, 2500), {"spike": 50, "held": 50, "driven after a spike": 40},

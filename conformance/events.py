@@ -56,7 +56,13 @@ def _overshoot(h: Happened) -> int:
 
 
 def _clamped(h: Happened) -> int:
-    return 0 if h.eq.v_min is None else _count(h.membrane == h.eq.v_min)
+    low = h.eq.u_min if h.eq.v_min is None else h.eq.v_min
+    return 0 if low is None else _count(h.membrane == low)
+
+
+def _silenced(h: Happened) -> int:
+    test = h.eq.tested(h.tested, h.trace.v_before)
+    return _count(h.eq.count(test) > h.eq.emitted(test))
 
 
 def _clamped_by_reset(h: Happened) -> int:
@@ -103,6 +109,11 @@ EVENTS: Mapping[str, tuple[str, Callable[[Happened], int]]] = MappingProxyType(
         "driven after a spike": (
             "a step with input follows a spike",
             lambda h: _count((h.spikes[:-1] > 0) & (h.x[1:] != 0)),
+        ),
+        "silenced": ("a neuron that would fire is not the winner", _silenced),
+        "fallen": (
+            "a neuron fires with a membrane lower than before",
+            lambda h: _count((h.spikes > 0) & (h.tested < h.trace.v_before)),
         ),
         "held": ("the membrane is held after a spike", lambda h: _count(h.trace.held)),
         "negative": ("the membrane is below -1", lambda h: _count(h.membrane < -1)),

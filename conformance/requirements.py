@@ -24,6 +24,8 @@ BEHAVIOURS: Mapping[str, str] = MappingProxyType(
         "parameter.bias": "the parameter bias is added to the membrane in the spike test, and only there",
         "parameter.spike_scale": "a spike is emitted as spike_scale; the reset subtracts whole thresholds",
         "parameter.resistance": "the parameter resistance is a factor of the input gain",
+        "parameter.refractory_time": "the membrane is held while t - t_last < refractory_time, in floats: t = k*dt in "
+        "step k, t_last that of the last spike",
         "parameter.initial_v": "the parameter initial_v is the membrane before the first step",
         "parameter.adaptation": "the threshold, also as a reset amount, is adapt_scale*n higher; after the step n is "
         "adapt_decay*n + (1-adapt_decay)*s",
@@ -36,6 +38,8 @@ BEHAVIOURS: Mapping[str, str] = MappingProxyType(
         "state.carried": "a call goes on from the state in which the last call left the neuron",
         "state.chunks": "a sequence in pieces of any lengths gives what the whole gives",
         "state.fresh": "a run starts from the initial state, whatever ran before it",
+        "state.levels": "the states are rounded to the nearest of state_levels before the spike test, of two as near "
+        "to the first; the gradient passes as if they were not",
         "state.gradient": "the gradient flows back through the state from call to call",
         "shape.one_sample": "a batch of one",
         "shape.one_neuron": "a single neuron",

@@ -95,12 +95,12 @@ def _decisions(eq: oracle.Equations, outputs: Array, w: Array, bound: Array) -> 
     """Spikes against the oracle's decisions at the membranes w, known to within the bound."""
     spikes = outputs.astype(np.float64) / eq.g
     with np.errstate(invalid="ignore"):
-        mismatch = ~(spikes == eq.count(w))
+        mismatch = ~(spikes == eq.emitted(w))
         wrong = mismatch & ~oracle.explained(eq, spikes, w, bound, outputs.dtype)
     if wrong.any():
         return Aspect("divergent", f"{int(wrong.sum())} of {wrong.size} spikes wrong, first at {_place(wrong)}")
     if eq.choices.spike_count == "smooth":
-        return Aspect("exact" if _same(outputs, _rounded(eq.g * eq.count(w), outputs)) else "rounding")
+        return Aspect("exact" if _same(outputs, _rounded(eq.g * eq.emitted(w), outputs)) else "rounding")
     if mismatch.any():
         return Aspect("rounding", f"{int(mismatch.sum())} of {mismatch.size} spikes differ within the bound")
     return Aspect("exact")

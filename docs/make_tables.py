@@ -14,7 +14,7 @@ import torch
 
 from tracetorch import oracle
 from tracetorch.core import spec as spec_module
-from tracetorch.core.forms import FORMS, check_form
+from tracetorch.core.forms import FORMS, ONLY_BY_NAME, check_form
 from tracetorch.core.raw import TIMED, from_raw
 from tracetorch.core.spec import CHOICES, JSON_VERSION, PARAMETERS, RAW_FORMS, NeuronSpec, Parameter, SpecError
 from tracetorch.functional.surrogates import SURROGATES, Surrogate
@@ -26,12 +26,14 @@ PAGE = Path(__file__).with_name("semantics.md")
 OTHER_FIELDS = {
     "form": "the named order of operations in which the source computes the neuron (table below)",
     "max_spikes": 'with `spike_count="limited"`: the most spikes in one step',
-    "refractory_steps": 'with `refractory="hold"`: how many steps the membrane is held',
+    "refractory_steps": 'with `refractory="hold"`: how many steps the membrane is held; none with `refractory_time`',
+    "state_levels": "the values that the states are rounded to in every step; none: they are not rounded",
     "surrogate": "the surrogate gradient with its parameters (table below); none where there are no spikes",
     "threshold_gradient": "whether the surrogate's gradient also reaches the threshold",
     "dt": "the time step, for sources whose time has a unit; none: time is in steps",
     "time_unit": "the unit of `dt`",
     "value_unit": "the unit of the membrane's numbers, where the source has one",
+    "name": "the layer's own name, where the source has one; it is not compared",
     "parameters": "the parameters by name (table below)",
 }
 PARAMETER_MEANINGS = {
@@ -49,7 +51,10 @@ PARAMETER_MEANINGS = {
     "adapt_scale": ("adapt_scale", "what the threshold rises by for an adaptation of 1"),
     "resistance": ("resistance", 'factor of the input gain, with `input_gain="one_minus_decay"`'),
     "surrogate_scale": ("surrogate_scale", "the surrogate is a function of `(u - theta) / surrogate_scale`"),
+    "refractory_time": ("refractory_time", 'how long the membrane is held, with `refractory="hold"`, in `time_unit`'),
     "initial_v": ("initial_v", 'the stored membrane before the first step, with `initial_state="zero"`'),
+    "neg_threshold": ("neg_threshold", "threshold of the negative spikes, fired below minus it; makes spikes signed"),
+    "neg_scale": ("neg_scale", "factor of the negative spikes; `spike_scale` is that of the positive ones"),
 }
 
 INTRODUCTION = """# What a neuron is here: the fields of `NeuronSpec`
@@ -108,7 +113,7 @@ def _parameters(form: str, choice: Mapping[str, str], optional: Sequence[str]) -
         "threshold": spiking,
         "reset_amount": choice["reset_amount"] == "value",
         "reset_value": choice["reset"] in ("value", "add_value") or choice["initial_state"] == "reset_value",
-        "min_v_mem": choice["clamp"] == "after_reset",
+        "min_v_mem": choice["clamp"] != "none",
     }
     found = {}
     for name in PARAMETERS:
@@ -156,7 +161,7 @@ _OPTIONAL = (("bias", "spike_scale"), ("leak",), ("adapt_decay", "adapt_scale"),
 
 def _specs(form: str) -> Iterator[NeuronSpec]:
     """Every combination of choices that a form accepts, with all the parameters that it needs."""
-    allowed = FORMS[form].choices
+    allowed = {**ONLY_BY_NAME, **FORMS[form].choices}
     fields = {name: [c for c in choices if c in allowed.get(name, choices)] for name, choices in CHOICES.items()}
     options = [names for names in _OPTIONAL if set(names) <= set(FORMS[form].parameters) or names == _OPTIONAL[0]]
     for chosen in itertools.product(*fields.values()):

@@ -119,14 +119,16 @@ def test_a_spiking_layer_is_read_and_rebuilt(name, fires):
     assert 0.02 < outputs.mean() < 0.98
 
 
-@pytest.mark.parametrize("name", sorted(set(ALL) - set(MEMBRANES + SPIKING)))
+@pytest.mark.parametrize("name", sorted(name for name in ALL if "D" in name or "R" in name))
 def test_the_others_are_refused_by_name(name):
+    """Those of two signs: test_native_signed.py."""
     layer = getattr(tt.snn, name)(N)
     with pytest.raises(SpecError) as caught:
         adapters.spec(layer)
     assert name in str(caught.value)
-    expected = "parts D" if layer.parts.dual else "parts R" if layer.parts.recurrent else "family LIT"
+    expected = "parts D" if layer.parts.dual else "parts R"
     assert expected in str(caught.value)
+    assert "to='tracetorch'" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -144,12 +146,20 @@ def test_options_without_a_field_are_refused(options, said):
 
 
 class Child(tt.snn.LIB):
-    """A subclass outside the house may compute anything."""
+    """A subclass with code of its own may compute anything."""
+
+    def step(self, x, *states):
+        return super().step(-x, *states)
 
 
-def test_a_subclass_is_refused():
+class Named(tt.snn.LIB):
+    """A subclass without any computes what its parts say."""
+
+
+def test_a_subclass_with_code_of_its_own_is_refused():
     with pytest.raises(SpecError, match="Child"):
         adapters.spec(Child(N))
+    assert adapters.spec(Named(N)).form == "tracetorch.LIB"
 
 
 # ---- from other frameworks into the 32 -------------------------------------------------------------------------------
@@ -197,14 +207,12 @@ def test_a_strict_subtracting_layer_becomes_a_lib():
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"comparison": ">="}, "comparison"),
-        ({"reset_gradient": "detached"}, "reset_gradient"),
         ({"reset": "none"}, "reset"),
         ({"reset_amount": "threshold_over_decay"}, "reset_amount"),
         ({"reset_timing": "same_step_residual"}, "reset_timing"),
         ({"input_gain": "one_minus_decay"}, "input_gain"),
         ({"comparison": ">=", "spike_count": "multiple"}, "spike_count"),
-        ({"surrogate": Surrogate("single_exponential")}, "surrogate"),
+        ({"surrogate": None}, "surrogate"),
     ],
 )
 def test_what_the_32_have_not_is_refused_by_name(changes, field):
@@ -212,6 +220,36 @@ def test_what_the_32_have_not_is_refused_by_name(changes, field):
         adapters.build(lib_like(**changes), "tracetorch", stock=True)
     assert caught.value.field == field
     assert "SpecNeuron" in caught.value.remedy
+
+
+def test_a_surrogate_that_scales_with_the_threshold_needs_a_constant_one():
+    single = Surrogate("single_exponential")
+    built = adapters.build(lib_like(surrogate=single), "tracetorch", stock=True)
+    assert (built.spike_fn.surrogate, built.spike_fn.threshold) == (single, 1.0)
+    assert adapters.spec(built).surrogate == single
+    for threshold in (
+        tt.Parameter(np.float32(1.0), learnable=True),
+        tt.Parameter(np.array([1.0, 0.8], np.float32)),
+    ):
+        spec = lib_like(surrogate=single)
+        wide = spec.replace(parameters={**spec.parameters, "threshold": threshold})
+        with pytest.raises(adapters.ConversionError, match="one number") as caught:
+            adapters.build(wide, "tracetorch", stock=True)
+        assert caught.value.field == "surrogate"
+    other = tt.functional.surrogate_spike("single_exponential", threshold=0.9)
+    fixed = {"threshold_rank": 0, "learn_threshold": False}
+    with pytest.raises(SpecError, match="must be the layer's"):
+        adapters.spec(tt.snn.LIB(N, spike_fn=other, **fixed))
+
+
+def test_a_detached_reset_is_noted():
+    """The forward pass is the same; only the gradient is not."""
+    source, xs = nn.Sequential(tt.snn.SpecNeuron(lib_like(reset_gradient="detached", form="sinabs.LIF"))), stimulus()
+    row = adapters.convert(source, to="tracetorch", sample=xs, time_dim=0, stock=True).report[0]
+    assert (row.target, row.gradient) == ("tracetorch.LIB", "differs")
+    assert row.forward in ("exact", "rounding")
+    assert not row.unexpected
+    assert "reset_gradient" in row.reason
 
 
 @pytest.mark.parametrize(

@@ -185,19 +185,16 @@ def later(attribute, value):
     return layer
 
 
-def inhibited():
-    with pytest.warns(UserWarning, match="unstable feature"):
-        return leaky(inhibition=True)
-
-
-def quantized():
-    return leaky(state_quant=quant.state_quant(num_bits=4))
-
-
 # what is refused, and what its message must say: field and value, and a remedy
 REFUSED = {
-    "inhibition": (inhibited, ["inhibition=True", "inhibition=False"]),
-    "state_quant": (quantized, ["state_quant=", "state_quant=False"]),
+    "a state_quant of one's own": (
+        lambda: leaky(state_quant=lambda mem: mem.round()),
+        ["state_quant=", "lambda", "snntorch.functional.quant.state_quant", "tt.fuse"],
+    ),
+    "levels of another dtype": (
+        lambda: leaky(state_quant=quant.state_quant(num_bits=4)).double(),
+        ["state_quant", "float32", "float64", "torch.set_default_dtype"],
+    ),
     "a lambda as surrogate": (lambda: leaky(spike_grad=lambda z: (z > 0).float()), ["spike_grad=", "lambda", "atan"]),
     "SSO": (lambda: leaky(spike_grad=stock.SSO()), ["spike_grad=", "SSO"]),
     "LSO": (lambda: leaky(spike_grad=stock.LSO()), ["spike_grad=", "LSO"]),
@@ -209,10 +206,9 @@ REFUSED = {
         lambda: later("reset_mechanism", "zero"),
         ["reset_mechanism='zero'", "after construction", "construct the layer anew"],
     ),
-    "Lapicque that learns": (lambda: snn.Lapicque(beta=0.8, learn_beta=True), ["learn_beta=True", "learn_beta=False"]),
-    "quantized Synaptic": (
-        lambda: snn.Synaptic(alpha=0.9, beta=0.8, state_quant=quant.state_quant(num_bits=4)),
-        ["state_quant=", "state_quant=False", "tt.fuse"],
+    "Lapicque that learns": (
+        lambda: snn.Lapicque(beta=0.8, learn_beta=True),
+        ["learn_beta=True", "second backward", "learn_beta=False"],
     ),
     "Synaptic with a lambda": (
         lambda: snn.Synaptic(alpha=0.9, beta=0.8, spike_grad=lambda z: (z > 0).float()),
@@ -248,6 +244,15 @@ def test_a_network_with_it_is_refused_with_layer_field_value_and_remedy(name):
         assert all(part.strip("'") in str(error) for part in word.split("="))
 
 
+def test_a_lapicque_that_learns_its_beta_cannot_be_trained_in_snntorch_itself():
+    """Why it is refused: its C is computed once, of a graph that the first backward pass frees."""
+    layer = snn.Lapicque(beta=0.8, learn_beta=True, init_hidden=True)
+    layer(torch.rand(B, N)).sum().backward()
+    layer.reset_mem()
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        layer(torch.rand(B, N)).sum().backward()
+
+
 # what is refused as a layer; a network may hold it
 REFUSED_LAYERS = {
     "RLeaky": (lambda: snn.RLeaky(beta=0.9, linear_features=4), ["RLeaky", "only Leaky", "matrix", "tt.convert"]),
@@ -257,10 +262,13 @@ REFUSED_LAYERS = {
     ),
     "LeakyParallel": (
         lambda: snn.LeakyParallel(input_size=4, hidden_size=4, beta=0.9),
-        ["LeakyParallel", "two matrices", "clamps the membrane at 0"],
+        ["LeakyParallel", "nn.RNN", "parts"],
     ),
     "LinearLeaky": (lambda: snn.LinearLeaky(0.9, 4, 3), ["LinearLeaky", "nn.Linear", "parts"]),
-    "DeltaLeaky": (lambda: snn.DeltaLeaky(1.0, beta=0.9), ["DeltaLeaky", "where the membrane changes"]),
+    "a rounded StateLeaky": (
+        lambda: snn.StateLeaky(0.9, N, state_quant=quant.state_quant(num_bits=4)),
+        ["state_quant", "StateLeaky", "state_quant=False"],
+    ),
     "a truncated StateLeaky": (
         lambda: snn.StateLeaky(0.9, N, kernel_truncation_steps=5),
         ["kernel_truncation_steps=5", "kernel_truncation_steps=None"],
@@ -601,7 +609,7 @@ def test_the_parts_of_a_linear_leaky():
     linear, spec = ours.parts(layer)
     assert linear is layer.linear
     assert spec.parameters["threshold"].learnable
-    with pytest.raises(SpecError, match="only LinearLeaky has parts"):
+    with pytest.raises(SpecError, match="only LinearLeaky and LeakyParallel have parts"):
         ours.parts(leaky())
 
 

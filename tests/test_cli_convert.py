@@ -18,6 +18,7 @@ from tracetorch import cli
 FACTORY = """
 import snntorch as snn
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 def build():
@@ -42,6 +43,23 @@ class Branches(Loop):
         for step in x:
             steps.append(self.layers(step * 2 if step.sum() > 8 else step))
         return torch.stack(steps)
+
+class Functions(nn.Module):
+    # Functions in the forward: elementwise, of the shape of the batch, of several values, of a parameter, of a split.
+    def __init__(self):
+        super().__init__()
+        self.layers, self.gain = build(), nn.Parameter(torch.tensor(0.5))
+        self.layers[1].init_hidden = self.layers[3].init_hidden = True
+
+    def forward(self, x):
+        snn.utils.reset(self.layers)
+        series = []
+        for step in x:
+            hidden = self.layers[1](self.layers[0](F.relu(step * 4 - 0.1)))
+            left, right = torch.chunk(hidden * self.gain, 2, 1)
+            joined = 2 * torch.cat([F.max_pool1d(left, 1), right + F.softmax(left, 1)], 1).view(x.size(1), -1)
+            series.append(self.layers[3](self.layers[2](joined)))
+        return torch.stack(series)
 
 def refused():
     return nn.Sequential(nn.Linear(6, 4), snn.Leaky(0.9, init_hidden=True, reset_delay=False))
@@ -128,6 +146,25 @@ def test_a_network_with_a_loop_and_a_file_that_needs_only_its_target(place):
         assert torch.equal(load(folder)(x), net(x))
 
 
+@pytest.mark.parametrize("to", ["snntorch", "sinabs"])
+def test_functions_in_the_forward_are_written_into_the_file(place, to):
+    folder, name = place
+    assert convert(place, "Functions", to) == 0
+    net = importlib.import_module(name).Functions()
+    for x in (
+        torch.from_numpy(np.load(folder / "x.npy")),
+        torch.rand(9, 4, 6, generator=torch.Generator().manual_seed(1)),
+    ):
+        model, theirs = load(folder), net(x)
+        ours = model(x) if to == "snntorch" else model(x.transpose(0, 1))[0].transpose(0, 1)
+        assert theirs.any()
+        assert torch.equal(ours, theirs)
+    model.state_dict()  # its parameter is one that trains
+    ours.sum().backward()
+    gains = [p for p in model.parameters() if p.shape == () and p == 0.5 and p.requires_grad and p.grad is not None]
+    assert gains
+
+
 @pytest.mark.parametrize("kind", ["safetensors", "pt"])
 def test_weights_are_loaded(place, kind):
     folder, name = place
@@ -210,11 +247,13 @@ def test_names_of_layers_are_escaped():
     assert list(scope["build"]()._modules) == ['a"); import os; ("', "lif"]
 
 
-def test_a_network_that_is_code_is_refused_before_anything_is_written(place, capsys):
+@pytest.mark.parametrize("to", ["tracetorch", "snntorch", "sinabs"])
+def test_a_network_that_is_code_is_refused_before_anything_is_written(place, to, capsys):
     folder, _ = place
-    assert convert(place, "Branches", "tracetorch") == 1
+    assert convert(place, "Branches", to) == 1
     said = capsys.readouterr().err
     assert "the network's own code" in said
+    assert f"tt.convert(net, '{to}', sample)" in said
     assert "__bool__ at line" in said
     assert sorted(path.suffix for path in folder.iterdir() if path.is_file()) == [".npy", ".py"]
     assert not (folder / "out").exists()

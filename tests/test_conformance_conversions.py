@@ -107,7 +107,7 @@ def test_an_adapter_that_drops_a_choice_is_found(monkeypatch):
 def converted(source, layer, case, target):
     """The verdicts of `tt.convert`; "refused" where it refuses."""
     x = torch.tensor(case.x)
-    stepped = source != "sinabs"
+    stepped = source not in ("sinabs", "brainpy")
     try:
         result = tt.convert(
             nn.Sequential(layer),
@@ -121,17 +121,17 @@ def converted(source, layer, case, target):
     return row.forward, row.gradient
 
 
-@pytest.mark.parametrize("source", WHOLE)
-def test_what_convert_reports_is_what_the_suite_measures(carried, source):
+def held_against_the_suite(carried, source, targets, names):
+    """The verdicts of `tt.convert` in every case that the source has, each compared with the suite's."""
     compared, slopes = [], []
-    for name in NAMES:
+    for name in names:
         case = catalogue()[name]
         subject = conformance.subject(FRAMEWORKS[source][0])
         try:
             subject.build(case.spec.to_dict())
         except conformance.Unsupported:
             continue
-        for target in WHOLE:
+        for target in targets:
             if target == source:
                 continue
             [row] = [r for r in carried.rows if (r.source, r.target, r.case) == (source, target, name)]
@@ -143,10 +143,39 @@ def test_what_convert_reports_is_what_the_suite_measures(carried, source):
                 said = {"unsupported": "differs", "divergent": "differs"}.get(row.gradient, row.gradient)
                 assert gradient == said, (name, target, gradient, row)
                 slopes.append(gradient)
+    return compared, slopes
+
+
+@pytest.mark.parametrize("source", WHOLE)
+def test_what_convert_reports_is_what_the_suite_measures(carried, source):
+    compared, slopes = held_against_the_suite(carried, source, WHOLE, NAMES)
     assert len(compared) > 24
     assert len(slopes) > 8
     assert "exact" in compared
     assert "exact" in slopes
+
+
+SOME = ("reset-subtract", "count-multiple", "refractory-time")
+
+
+@pytest.mark.parametrize(
+    ("other", "names"),
+    [
+        ("tracetorch", SOME),
+        *(pytest.param(name, (*NAMES, "refractory-time"), marks=pytest.mark.sweep) for name in WHOLE),
+    ],
+)
+def test_so_it_is_from_and_to_brainpy(other, names):
+    pytest.importorskip("brainpy")
+    found = conversions(["brainpy", other], names)
+    assert found.ok, found.matrix()
+    from_it, _ = held_against_the_suite(found, "brainpy", [other], names)
+    to_it, slopes = held_against_the_suite(found, other, ["brainpy"], names)
+    assert {"rounding"} <= set(from_it) <= {"rounding", "refused"}
+    assert "refused" in to_it
+    assert len(from_it) >= 2
+    assert len(to_it) >= len(SOME)
+    assert "rounding" in slopes or other == "snntorch"
 
 
 def test_the_command_carries_between_those_that_are_installed(capsys, monkeypatch):

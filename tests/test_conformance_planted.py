@@ -20,7 +20,7 @@ from tracetorch.oracle.surrogates import DERIVATIVES
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-KEPT = ("i_syn", "i_exc", "i_inh", "adaptation", "pending", "left")
+KEPT = ("i_syn", "i_exc", "i_inh", "adaptation", "pending", "left", "last", "steps")
 
 
 class Planted:
@@ -181,7 +181,7 @@ class Planted:
             v = (1 - r) * v if spec.reset == "value" else v
         if timing == "next_step_before_decay":
             v = self.reset(v, pending, amount)
-        held = (state["left"] > 0) if f != "not held" else torch.zeros_like(v, dtype=torch.bool)
+        held = self.held(state) if f != "not held" else torch.zeros_like(v, dtype=torch.bool)
         if f == "gradient cut in time":
             v = v.detach()
         quiet = (x == 0) if f == "decays with input alone" else torch.zeros_like(x, dtype=torch.bool)
@@ -196,6 +196,16 @@ class Planted:
         if f == "flush to zero":
             u = torch.where((u.abs() < 1.1754944e-38) & (u != 0), torch.zeros_like(u), u)
         return self.emit(u, r, state, (theta, bias, amount), timing)
+
+    def held(self, state: dict[str, Tensor]) -> Tensor:
+        """Where the membrane is held in this step."""
+        if "refractory_time" not in self.spec.parameters:
+            return state["left"] > 0
+        time, dt = self.value("refractory_time", 0.0), torch.tensor(self.spec.dt)
+        now = state["steps"] * dt
+        state["steps"] = state["steps"] + 1
+        passed = now - state["last"] * dt
+        return (passed.double().round(decimals=4) if self.fault == "whole steps" else passed) < time
 
     def difference(self, x: Tensor, state: dict[str, Tensor]) -> Tensor:
         """A difference of exponentials with its two resets, which the spike of the last step brings about."""
@@ -262,6 +272,7 @@ class Planted:
             v = torch.where(v > low, v, low + 0 * v)
         steps = min(spec.refractory_steps or 0, 1 if f == "held one step" else 9)
         state["left"] = torch.where(s.detach() > 0, torch.tensor(float(steps)), state["left"] - 1)
+        state["last"] = torch.where(s.detach() > 0, state["steps"] - 1, state["last"])
         state["v_mem"], state["pending"] = v, s
         if spec.adaptive:
             decay, before = self.value("adapt_decay", 0.0), state["adaptation"]
@@ -288,6 +299,7 @@ class Planted:
         if "initial_v" in self.p and f != "initial_v ignored":
             start = start + self.p["initial_v"].detach()
         state = {"v_mem": start, **{name: torch.zeros(x.shape[1:]) for name in KEPT}}
+        state["last"] = state["last"] - 1e6
         if f == "goes on from the last run" and self.left:
             state = self.left
         outputs, shown = [], {name: [] for name in self.spec.states}
@@ -396,6 +408,7 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "parameter.bias": ("no bias", "bias in the membrane"),
     "parameter.spike_scale": ("no scale",),
     "parameter.resistance": ("no resistance",),
+    "parameter.refractory_time": ("not held", "whole steps"),
     "parameter.initial_v": ("initial_v ignored",),
     "parameter.adaptation": (
         *("threshold not raised", "reset not raised", "adaptation detached", "a whole spike", "adapts at once"),

@@ -264,9 +264,10 @@ def test_no_neuron_and_neurons_of_two_frameworks():
 def test_a_neuron_used_twice(nested):
     neuron = leaky()
     net = nn.Sequential(linear(), neuron, linear(), nn.Sequential(neuron) if nested else neuron)
-    error = refused(net, to="sinabs")  # others carry it: tests/test_networks_stepped.py
-    assert (error.field, error.value) == ("neuron", "used twice")
-    assert "give each its own layer" in error.remedy
+    result = adapters.convert(net, to="sinabs", sample=sample(), time_dim=0)  # others: tests/test_networks_shared.py
+    assert result.stepped
+    assert result.agreement.ok
+    assert "neuron used twice" in result.report.remarks[0]
 
 
 @pytest.mark.parametrize("options", [{"init_hidden": False}, {"output": True}, {"output": 1}])

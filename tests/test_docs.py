@@ -89,6 +89,7 @@ LAYERS: dict[str, Any] = {
     "Synaptic": functools.partial(snntorch.Synaptic, init_hidden=True),
     **{cls.__name__: cls for cls in (sl.LIF, sl.IAF, MaxSpike, MembraneReset, MembraneSubtract, MultiSpike)},
     **{cls.__name__: cls for cls in (SingleSpike, tt.snn.LIB, tt.snn.LI, tt.snn.SpecNeuron, round_ste)},
+    **{cls.__name__: cls for cls in (tt.snn.LIT, tt.snn.SLITS, tt.snn.RLIB, tt.snn.DLI)},
     "adapters": adapters,
 }
 STEPS, BATCH, NEURONS = 30, 3, 8

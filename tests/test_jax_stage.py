@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import tracetorch as tt
 from tests.pipeline_cases import lif, stimulus
 from tests.test_native_layers import assert_bits
-from tracetorch.adapters import JaxStage, SeamError
+from tracetorch.adapters import JaxStage, Pipeline, SeamError
 from tracetorch.adapters.jax import bridge as jax_bridge
 
 
@@ -110,7 +110,7 @@ def _zero(shape, **kwargs):
 
 
 def test_writing_through_data_is_seen_too():
-    """No version counter notices it; so parameters are not kept as copies."""
+    """No version counter notices it."""
     stage, xs = JaxStage(lif(), dt=1.0, learn=["R"]), stimulus(steps=50)
     before = stage(xs).sum()
     stage.R.data.mul_(2.0)
@@ -187,6 +187,53 @@ def test_results_written_before_backward_leave_the_gradient():
         y.zero_()
     y.sum().backward()
     torch.testing.assert_close(a.grad, truth)
+
+
+def test_results_that_jax_hands_through_are_copied():
+    """XLA gives every result memory of its own (jax 0.10.2); nothing promises that another version does."""
+    a = aligned(64, 64)
+    array, kept = jax_bridge.to_jax(a), jnp.ones((64, 64)) * 2
+    results = jax_bridge._own((a,), (kept,), (array, kept, kept + 1, kept))
+    assert jax_bridge.aliases(a, array)
+    pointers = [t.data_ptr() for t in (a, *results)] + [kept.unsafe_buffer_pointer()]
+    assert len(set(pointers)) == len(pointers)
+    for tensor, truth in zip(results, (a, kept, kept + 1, kept), strict=True):
+        assert np.array_equal(tensor.numpy(), np.asarray(truth))
+
+
+def test_a_call_waits_until_jax_has_finished(monkeypatch):
+    """While JAX computes, it may still read the caller's memory."""
+
+    def slow(a):
+        return (jax.lax.fori_loop(0, 300, lambda k, x: jnp.tanh(x @ a), a),)
+
+    program, a = jax_bridge.Program(slow), aligned(256, 256)
+    program.run(a)
+    running = program._run(jax_bridge.to_jax(a))[0]
+    assert not running.is_ready(), "JAX does not run behind the caller's back here, so this shows nothing"
+    own, ready = jax_bridge._own, []
+
+    def watched(inputs, kept, arrays):
+        ready.extend(array.is_ready() for array in arrays)
+        return own(inputs, kept, arrays)
+
+    monkeypatch.setattr(jax_bridge, "_own", watched)
+    program.run(a)
+    program.run(a.requires_grad_())[0].sum().backward()
+    assert ready == [True] * 3
+
+
+@pytest.mark.parametrize("written", ["input", "result"])
+def test_what_backward_needs_is_torchs_own_where_jax_keeps_the_same_memory(written):
+    """Compiled, JAX keeps a copy; a residual that is the result's very memory must be seen written."""
+    program = jax_bridge.Program(lambda a: (jnp.exp(a),))
+    program._forward = program._with_vjp  # not compiled: exp's residual is its result
+    a = aligned(64, 64).requires_grad_()
+    (y,) = program.run(a)
+    with torch.no_grad():
+        {"input": a, "result": y}[written].zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
 
 
 def test_gradients_are_not_computed_where_none_is_wanted():
@@ -294,6 +341,44 @@ def test_units_are_those_of_the_threshold():
     assert stage.step_length() == pytest.approx(1e-3)
     xs = stimulus(steps=60)
     assert_bits(stage(xs * 1e6), JaxStage(lif(), dt=1.0)(xs))
+
+
+class Membrane(brainstate.nn.Module):
+    """Returns V, in some unit."""
+
+    def __init__(self, unit):
+        super().__init__()
+        self.neuron, self.unit = lif(), unit
+
+    def update(self, x):
+        self.neuron(x)
+        return self.neuron.V.value.in_unit(self.unit)
+
+
+def test_the_unit_of_the_output_is_recorded():
+    xs, found = stimulus(steps=20), {}
+    for unit in (u.mV, u.volt):
+        stage = JaxStage(Membrane(unit), dt=1.0, input_unit=u.mA)
+        assert "output" not in stage.units, "not known before the first call"
+        found[unit] = stage(xs)
+        for each in (stage, copy.deepcopy(stage)):
+            assert each.units["output"] == str(unit)
+        twin = pickle.loads(pickle.dumps(stage))
+        assert str(twin.output_unit) == str(unit)
+    torch.testing.assert_close(found[u.mV], 1000 * found[u.volt])
+    stage = JaxStage(lif(), dt=1.0)
+    stage(xs)
+    assert stage.units["output"] == "1"
+
+
+def test_a_pipeline_does_not_take_millivolts_for_milliamperes():
+    membrane = JaxStage(Membrane(u.mV), dt=1.0, input_unit=u.mA)
+    pipe, xs = Pipeline(membrane, JaxStage(lif(), dt=1.0)), stimulus()
+    with pytest.raises(SeamError, match=r"seam 1.*in mV.*numbers in mA.*Remedy"):
+        pipe(xs)
+    assert membrane.neuron_V is None, "no state has changed"
+    assert Pipeline(membrane, torch.nn.Linear(5, 5), JaxStage(lif(), dt=1.0))(xs).shape == xs.shape
+    assert Pipeline(JaxStage(lif(), dt=1.0), JaxStage(lif(), dt=1.0))(xs).sum() >= 0
 
 
 def test_dt_is_the_calls_or_the_environments():

@@ -1,6 +1,7 @@
 """What a recorded network is refused for: each by name, with the place in its forward."""
 
 import pytest
+import sinabs.layers as sl
 import snntorch as snn
 import torch
 from torch import nn
@@ -109,7 +110,8 @@ class Starts(Base):
         return torch.stack(spikes)
 
 
-REFUSED = {
+# What is no graph, and why.
+NO_GRAPH = {
     Branches: "looks at a tensor's value",
     Depends: "does not repeat the same step",
     Counts: "does not repeat the same step",
@@ -119,14 +121,13 @@ REFUSED = {
     Clips: "a value of the step before that is no neuron's own state",
     Draws: "draws random numbers",
     Writes: "in place",
-    UsesTwice: "share one state",
     UsesAStranger: "no parameter or buffer",
     Starts: "a state of the user's own",
 }
 
 
-# What not even running the forward as it stands carries to native layers, and why.
-REFUSED_NATIVE = {
+# What not even running the forward as it stands carries, and why.
+REFUSED = {
     Swaps: "changed between its calls",
     Clips: "changed between its calls",
     Starts: "changed between its calls",
@@ -135,32 +136,30 @@ REFUSED_NATIVE = {
 }
 
 
-@pytest.mark.parametrize(
-    ("net", "to"),
-    [(net, to) for net in REFUSED for to in ("sinabs", "snntorch") if (net, to) != (UsesTwice, "snntorch")],
-)
-def test_it_is_refused_by_name(net, to):
-    with pytest.raises(adapters.ConversionError) as caught:
+@pytest.mark.parametrize("to", ["tracetorch", "snntorch", "sinabs"])
+@pytest.mark.parametrize("net", REFUSED, ids=lambda cls: cls.__name__)
+def test_what_cannot_even_be_stepped_is_refused_by_name(net, to):
+    with pytest.raises(adapters.ConversionError, match=REFUSED[net]) as caught:
         adapters.convert(net(), to=to, sample=sample(T, B, 8) * 2)
     check(caught.value, net)
 
 
-@pytest.mark.parametrize("net", REFUSED_NATIVE, ids=lambda cls: cls.__name__)
-def test_native_refuses_what_it_cannot_even_step(net):
-    with pytest.raises(adapters.ConversionError, match=REFUSED_NATIVE[net]) as caught:
-        adapters.convert(net(), to="tracetorch", sample=sample(T, B, 8) * 2)
+@pytest.mark.parametrize("net", NO_GRAPH, ids=lambda cls: cls.__name__)
+def test_a_target_that_runs_no_forward_refuses_all_of_them(net):
+    with pytest.raises(adapters.ConversionError) as caught:
+        adapters.convert(net(), to="norse", sample=sample(T, B, 8) * 2)
     check(caught.value, net)
 
 
 def check(error, net):
-    assert REFUSED[net] in str(error)
+    assert NO_GRAPH[net] in str(error)
     assert error.field
     assert len(error.remedy) > 5
 
 
 def test_the_line_is_named():
     with pytest.raises(adapters.ConversionError, match=r"line \d+ of step"):
-        adapters.convert(Branches(), to="sinabs", sample=sample(T, B, 8))
+        adapters.convert(Clips(), to="sinabs", sample=sample(T, B, 8))
 
 
 def test_the_base_of_all_these_is_not_refused():
@@ -184,6 +183,28 @@ def test_hooks_are_refused_there_too():
     net.fc1.register_forward_hook(lambda module, args, y: y * 2)
     with pytest.raises(adapters.ConversionError, match="hook"):
         adapters.convert(net, to="tracetorch", sample=sample(T, B, 8))
+
+
+@pytest.mark.parametrize("outside", [nn.Identity, lambda: nn.Linear(4, 3)], ids=["alone", "inside"])
+def test_a_pipeline_is_converted_stage_by_stage(outside):
+    torch.manual_seed(0)
+    first = nn.Sequential(excite(nn.Linear(8, 8)), snn.Leaky(0.9, init_hidden=True))
+    second = nn.Sequential(excite(nn.Linear(8, 4), 20), sl.LIF(5.0))
+    pipe, x = adapters.Pipeline(first, second), sample(T, B, 8) * 2
+    with pytest.raises(adapters.ConversionError, match=r"stages\[1\]: Sequential") as caught:
+        adapters.convert(pipe if outside is nn.Identity else nn.Sequential(pipe, outside()), to="tracetorch", sample=x)
+    assert "pipe.stages[0].module" in caught.value.remedy
+    # The remedy:
+    hidden = adapters.Pipeline(first)(x).detach()
+    made = [
+        adapters.convert(pipe.stages[0].module, to="tracetorch", sample=x, time_dim=0).model,
+        adapters.convert(pipe.stages[1].module, to="tracetorch", sample=hidden.transpose(0, 1)).model,
+    ]
+    with torch.no_grad():
+        pipe.reset_states()
+        expected = pipe(x)
+        assert expected.any()
+        torch.testing.assert_close(adapters.Pipeline(*made)(x), expected)
 
 
 # ---- graphs ----------------------------------------------------------------------------------------------------------

@@ -95,11 +95,20 @@ def test_a_layer_of_sinabs_used_twice_goes_on_after_the_first_sequence():
             return self.lif(self.fc2(self.lif(self.fc1(x))))
 
     net, x = Twice(), sample(B, T, 8) * 2
-    result = adapters.convert(net, to="tracetorch", sample=x)
+    for to in ("tracetorch", "snntorch", "sinabs"):
+        result = adapters.convert(net, to=to, sample=x)
+        assert result.stepped
+        assert result.agreement.ok, result.agreement
+        forget(net)
+        with torch.no_grad():
+            torch.testing.assert_close(result.run(x), net(x))
+
+
+def test_a_layer_used_twice_is_stepped_in_sinabs():
+    source, x = TwiceWithAGain(), drive()
+    result = adapters.convert(source, to="sinabs", sample=x, share_weights=True, require_gradients=True)
     assert result.stepped
+    assert "used twice" in result.report.remarks[0]
     assert result.agreement.ok, result.agreement
-    forget(net)
     with torch.no_grad():
-        torch.testing.assert_close(result.run(x), net(x))
-    with pytest.raises(adapters.ConversionError, match="used twice"):
-        adapters.convert(net, to="snntorch", sample=x)
+        torch.testing.assert_close(result.run(x), source(x))

@@ -93,6 +93,14 @@ def test_checkpointing_a_layer_that_never_ran(rule):
     torch.testing.assert_close(*found)
 
 
+@pytest.mark.parametrize("rule", ["average", "ottt"])
+def test_a_second_derivative_is_refused(rule):
+    """Also of a loss whose gradient is a constant, of which torch's once_differentiable says nothing."""
+    net = network(rule)
+    with pytest.raises(RuntimeError, match="average and ottt have no second derivatives"):
+        torch.autograd.grad(Both(net)(inputs()).sum(), net[0].weight, create_graph=True)
+
+
 class Failing(nn.Module):
     """Fails when told to."""
 

@@ -430,13 +430,6 @@ def test_a_second_backward_through_time_says_what_to_do():
             lif(inputs())[0].sum().backward()
 
 
-def test_second_derivatives_are_refused():
-    lif = layer()
-    grads = torch.autograd.grad(lif(inputs())[0].square().sum(), lif.weight, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grads[0].sum().backward()
-
-
 @pytest.mark.parametrize("rule", RULES)
 def test_inputs_of_any_strides(rule):
     x = inputs(steps=1)

@@ -16,9 +16,9 @@ from torch import nn
 pytest.importorskip("brainpy")
 
 import tracetorch as tt
-from tests.pipeline_cases import N, leaky, linear, sinabs_lif, stimulus
+from tests.pipeline_cases import N, leaky, lif, linear, native, sinabs_lif, stimulus
 from tests.test_native_layers import assert_bits
-from tracetorch.adapters import Pipeline, SeamError, stage
+from tracetorch.adapters import JaxStage, Pipeline, SeamError, stage
 
 
 def loop(module, xs):
@@ -153,6 +153,56 @@ def test_what_cannot_carry_a_state_on_is_refused(make, words):
         Pipeline(linear(), make())
 
 
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: stage(sinabs_lif(), kind="step"), r"stage 0 \(LIF\): stated is one step.*it takes \[B, T, ...\]"),
+        (lambda: stage(sinabs_lif(), kind="sequence", time_dim=0), r"stated is \[T, B, ...\].*takes \[B, T, ...\]"),
+        (lambda: stage(leaky(), kind="sequence", time_dim=0), "it takes one step"),
+        (lambda: stage(LIFBoxCell(), kind="step"), "its state passed in and out.*Remedy: the module itself"),
+        (lambda: stage(LIF(), kind="step", explicit_state=True), r"it takes \[T, B, ...\]"),
+        (lambda: stage(nn.LSTM(N, N), kind="sequence", time_dim=0), "its state passed in and out"),
+        (lambda: stage(nn.GRU(N, N), kind="sequence", time_dim=1, explicit_state=True), r"it takes \[T, B, ...\]"),
+        (lambda: stage(nn.Sequential(linear(), leaky()), kind="sequence", time_dim=0), "stated is"),
+        (lambda: stage(Pipeline(leaky(), time_dim=1), kind="sequence", time_dim=0), "time_dim=1"),
+        (lambda: stage(JaxStage(lif(), dt=1.0), kind="step"), "time_dim=0"),
+    ],
+)
+def test_what_is_stated_must_not_contradict_what_is_known(make, words):
+    with pytest.raises(ValueError, match=words):
+        Pipeline(make())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: stage(leaky(), kind="step"),
+        lambda: stage(sinabs_lif(), kind="sequence", time_dim=1),
+        lambda: stage(LIFBoxCell(), kind="step", explicit_state=True),
+        lambda: stage(nn.Sequential(linear(), leaky()), kind="step"),
+        lambda: stage(nn.Tanh(), kind="sequence", time_dim=1),
+    ],
+    ids=["leaky", "sinabs", "norse", "sequential", "tanh"],
+)
+def test_what_is_stated_may_be_what_is_known(make):
+    torch.manual_seed(0)
+    pipe, xs = Pipeline(make(), fold="exact"), stimulus()
+    assert_bits(pipe(xs), chunked(pipe, xs))
+
+
+@pytest.mark.parametrize("other", [sj.LIFNode, LIFBoxCell, sinabs_lif, native])
+def test_a_neuron_put_in_the_place_of_another_is_reached(other):
+    held = nn.Sequential(linear(), leaky())
+    pipe, xs = Pipeline(held, fold="exact"), stimulus()
+    pipe(xs)
+    held[1] = other()
+    if other is sinabs_lif:  # takes all steps
+        held[0] = nn.Identity()
+    pipe.reset_states()
+    whole = pipe(xs)
+    assert_bits(chunked(pipe, xs), whole)
+
+
 def test_states_out_of_reach_are_refused(monkeypatch):
     monkeypatch.setattr(snn.SpikingNeuron, "instances", [])
     with pytest.raises(TypeError, match="plain attributes, which nothing could reset"):
@@ -216,6 +266,29 @@ def test_probe_leaves_what_a_batch_norm_counts():
         assert_bits(value, before[name])
     pipe(stimulus())
     assert norm.num_batches_tracked == len(stimulus())
+
+
+@pytest.mark.parametrize("end", ["brainpy", "native", "fused"])
+def test_a_second_derivative_is_refused_and_not_left_out(end):
+    """Where the gradient that comes in is a constant, torch's once_differentiable lets it pass."""
+    stage = {"brainpy": lambda: JaxStage(lif(), dt=1.0), "native": native, "fused": leaky}[end]()
+    pipe, xs = Pipeline(linear(), stage, fuse=end == "fused"), stimulus().requires_grad_()
+    with tt.backend("cpu"):
+        ys = pipe(xs)
+        (grad,) = torch.autograd.grad((ys * stimulus(seed=3)).sum(), xs, create_graph=True)
+    assert torch.isfinite(grad).all()
+    with pytest.raises(RuntimeError, match="first derivatives alone"):
+        grad.square().sum().backward()
+
+
+def test_a_gradient_under_create_graph_is_that_without():
+    found = []
+    for create_graph in (False, True):
+        pipe, xs = Pipeline(linear(), JaxStage(lif(), dt=1.0), native()), stimulus().requires_grad_()
+        with tt.backend("cpu"):
+            found.append(torch.autograd.grad(pipe(xs).sum(), xs, create_graph=create_graph)[0].detach())
+    assert_bits(*found)
+    assert found[0].any()
 
 
 def test_an_empty_batch_has_no_rate():

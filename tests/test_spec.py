@@ -298,6 +298,15 @@ def surrogates(draw):
     return Surrogate(name, tuple((key, draw(finite(np.float64))) for key in sorted(given_names)))
 
 
+def may_be_signed(chosen, extras):
+    """Whether the equations of two signs say what happens with these choices."""
+    if "adaptation" in extras or chosen["spike_count"] not in ("single", "smooth"):
+        return False
+    if chosen["spike_test"] != "membrane" or chosen["inhibition"] != "none":
+        return False
+    return chosen["reset"] == "none" or (chosen["reset"], chosen["reset_amount"]) == ("subtract", "threshold")
+
+
 def consistent(choices, number=ONE, surrogate=None, extras=(), threshold_gradient=True):
     """A valid spec with these choices and, for the others, whatever goes with them."""
     chosen = {name: choices.get(name, next(iter(values))) for name, values in CHOICES.items()}
@@ -310,6 +319,12 @@ def consistent(choices, number=ONE, surrogate=None, extras=(), threshold_gradien
         chosen["reset"] = "subtract"
     if chosen["spike_count"] in ("multiple", "limited"):
         chosen["comparison"] = ">="
+    if chosen["reset_timing"] == "same_step_residual" and chosen["inhibition"] != "none":
+        extras = set(extras) - {"spike_scale"}
+    if chosen["spike_count"] != "single":
+        chosen |= {"spike_test": "membrane", "inhibition": "none"}
+    if chosen["spike_test"] == "change" or chosen["clamp"] == "before_spikes":
+        chosen |= {"reset": "none", "reset_amount": "threshold"}
     if "decay" not in choices or chosen["reset_amount"] == "threshold_over_decay":
         chosen["decay"] = "geometric"
     names = {
@@ -319,12 +334,14 @@ def consistent(choices, number=ONE, surrogate=None, extras=(), threshold_gradien
         "threshold": spiking,
         "reset_amount": chosen["reset_amount"] == "value",
         "reset_value": chosen["reset"] in ("value", "add_value") or chosen["initial_state"] == "reset_value",
-        "min_v_mem": chosen["clamp"] == "after_reset",
+        "min_v_mem": chosen["clamp"] != "none",
         "leak": "leak" in extras,
         "bias": spiking and "bias" in extras,
         "spike_scale": spiking and "spike_scale" in extras,
         "adapt_decay": spiking and "adaptation" in extras,
         "adapt_scale": spiking and "adaptation" in extras,
+        "neg_threshold": "signed" in extras and may_be_signed(chosen, extras),
+        "neg_scale": "signed" in extras and may_be_signed(chosen, extras),
     }
     take = number if callable(number) else lambda name: number
     return NeuronSpec(
@@ -345,12 +362,13 @@ def specs(draw):
         choices,
         number=lambda name: draw(parameters()),
         surrogate=draw(st.none() | surrogates()),
-        extras=draw(st.sets(st.sampled_from(["leak", "bias", "spike_scale", "adaptation"]))),
+        extras=draw(st.sets(st.sampled_from(["leak", "bias", "spike_scale", "adaptation", "signed"]))),
         threshold_gradient=draw(st.booleans()),
     )
     time = draw(st.none() | st.tuples(finite(np.float64, 1e-9, 1e9), st.text(min_size=1)))
     changes = {} if time is None else {"dt": time[0], "time_unit": time[1]}
-    return spec.replace(**changes, form=draw(st.text(min_size=1)))
+    levels = draw(st.none() | st.lists(finite(np.float64, -1e9, 1e9), min_size=1, max_size=5).map(tuple))
+    return spec.replace(**changes, state_levels=levels, form=draw(st.text(min_size=1)))
 
 
 QUICK = hypothesis.settings(

@@ -126,6 +126,10 @@ EXAMPLES = {
     "tracetorch.functional.round_ste": (tt.functional.round_ste(0.3), X1),
     "tracetorch.functional.stochastic_round_ste": (tt.functional.stochastic_round_ste(0.3), X1),
     "tracetorch.functional.probabilistic_ste": (nn.Sequential(nn.Sigmoid(), tt.functional.probabilistic_ste()), X1),
+    "tracetorch.functional.surrogate_spike": (
+        tt.functional.surrogate_spike("gaussian", threshold=0.5, strict=False, sigma=0.25),
+        X1,
+    ),
     **{f"tracetorch.snn.{cls.__name__}": (cls(4, dim=1), X1) for cls in LAYERS},
     "tracetorch.snn.LI": (tt.snn.LI(4, beta=[0.1, 0.2, 0.3, 0.4], dim=1, learn_beta=False), X1),
     "tracetorch.snn.LIB": (LIB, X1),

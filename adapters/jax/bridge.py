@@ -21,9 +21,10 @@ import torch.utils.dlpack
 from torch import Tensor
 
 from tracetorch.adapters.stateful import SeamError
+from tracetorch.core.once import first_only
 
 DTYPES = (torch.float32, torch.float64)
-_FEW = 1024
+FEW = 1024
 
 
 def check(where: str, tensor: Tensor) -> None:
@@ -62,7 +63,7 @@ def to_jax(tensor: Tensor) -> Any:
 
     A few numbers on the CPU go as a NumPy array, of which JAX makes its own copy: that takes 5 us, and DLPack 80 us.
     """
-    if tensor.numel() <= _FEW and tensor.device.type == "cpu":
+    if tensor.numel() <= FEW and tensor.device.type == "cpu":
         return tensor.detach().resolve_neg().numpy()
     return jax.dlpack.from_dlpack(tensor.detach().contiguous())
 
@@ -100,14 +101,19 @@ class Program:
 
         return jax.vjp(of_wanted, *(a for a, want in zip(arrays, wanted, strict=True) if want))
 
-    def run(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The results, differentiable by torch where an argument requires a gradient."""
+    def run(self, *tensors: Tensor, kept: Sequence[Any] = ()) -> tuple[Tensor, ...]:
+        """The results, differentiable by torch where an argument requires a gradient.
+
+        Args:
+            tensors: the arguments.
+            kept: what JAX has already of the first of them, such as a `Mirror`'s arrays.
+        """
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-            results: Any = _Call.apply(self, *tensors)
+            results: Any = _Call.apply(self, kept, *tensors)
             return tuple(results)
-        arrays = [to_jax(tensor) for tensor in tensors]
+        arrays = [*kept, *(to_jax(tensor) for tensor in tensors[len(kept) :])]
         results = jax.block_until_ready(self._run(*arrays))
-        return _own(tensors, results)
+        return _own(tensors, kept, results)
 
     def forward(self, wanted: tuple[bool, ...], arrays: Sequence[Any]) -> Any:
         """Results and the pullback, finished."""
@@ -118,9 +124,10 @@ class Program:
         return jax.block_until_ready(self._backward(pullback, gradients))
 
 
-def _own(inputs: Sequence[Tensor], arrays: Sequence[Any]) -> tuple[Tensor, ...]:
-    """Results as tensors that share memory neither with an input nor with each other."""
+def _own(inputs: Sequence[Tensor], kept: Sequence[Any], arrays: Sequence[Any]) -> tuple[Tensor, ...]:
+    """Results as tensors that share memory neither with an input, nor with what is kept of it, nor with each other."""
     taken = {tensor.data_ptr() for tensor in inputs if tensor.numel()}
+    taken |= {array.unsafe_buffer_pointer() for array in kept if isinstance(array, jax.Array)}
     results = []
     for array in arrays:
         tensor = to_torch(array)
@@ -135,10 +142,11 @@ class _Call(torch.autograd.Function):
     """One run of a `Program` as a node of torch's graph."""
 
     @staticmethod
-    def forward(ctx: Any, program: Program, *tensors: Tensor) -> tuple[Tensor, ...]:
-        wanted = tuple(ctx.needs_input_grad[1:])
-        arrays, pullback = program.forward(wanted, [to_jax(tensor) for tensor in tensors])
-        results = _own(tensors, arrays)
+    def forward(ctx: Any, program: Program, kept: Sequence[Any], *tensors: Tensor) -> tuple[Tensor, ...]:
+        wanted = tuple(ctx.needs_input_grad[2:])
+        given = [*kept, *(to_jax(tensor) for tensor in tensors[len(kept) :])]
+        arrays, pullback = program.forward(wanted, given)
+        results = _own(tensors, kept, arrays)
         leaves, ctx.tree = jax.tree_util.tree_flatten(pullback)
         known = {tensor.data_ptr(): tensor for tensor in (*tensors, *results) if tensor.numel()}
         # A residual that is an input or a result is saved as that very tensor, so that torch sees it written.
@@ -153,10 +161,19 @@ class _Call(torch.autograd.Function):
         return results
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.no_grad():
+            found = _Call.pulled_back(ctx, gradients)
+        if not torch.is_grad_enabled():
+            return (None, None, *found)
+        tensors = ctx.saved_tensors[ctx.count :]
+        return (None, None, *first_only("a JAX function in torch", found, [*tensors, *gradients]))
+
+    @staticmethod
+    def pulled_back(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        """Gradients of the tensors."""
         saved = ctx.saved_tensors
         leaves = [to_jax(tensor) for tensor in saved[: ctx.count]]
         pullback = jax.tree_util.tree_unflatten(ctx.tree, leaves)
-        found = iter(_own((), ctx.program.backward(pullback, tuple(to_jax(g) for g in gradients))))
-        return (None, *(next(found) if want else None for want in ctx.wanted))
+        found = iter(_own((), (), ctx.program.backward(pullback, tuple(to_jax(g) for g in gradients))))
+        return tuple(next(found) if want else None for want in ctx.wanted)

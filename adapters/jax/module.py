@@ -124,6 +124,7 @@ class JaxModule:
         if not isinstance(module, brainstate.nn.Module):
             raise TypeError(f"{type(module).__name__} is no brainstate.nn.Module")
         self.module = copy.deepcopy(module)
+        self.output_unit: Any = None  # of what a step returns; known after the first one
         init_all_states(self.module, batch_size=1)
         self._check_states()
         self.slots = tuple(self._slots())
@@ -236,6 +237,7 @@ class JaxModule:
                 f"{type(self.module).__name__}: a call returned a {type(output).__name__}. Remedy: a module that "
                 "returns its output alone, one array [B, ...]"
             )
+        self.output_unit = unit_of(output)  # the same in every run: units are no part of what is traced
         if is_quantity(output):
             output = output.mantissa
         return output, {slot.name: self._read(slot) for slot in self.kind("state")}
@@ -273,14 +275,16 @@ class JaxModule:
     def __getstate__(self) -> dict[str, Any]:
         buffer = io.BytesIO()
         _Pickler(buffer).dump((self.module, self.slots))
-        return {"pickled": buffer.getvalue()}
+        return {"pickled": buffer.getvalue(), "output_unit": self.output_unit}
 
     def __setstate__(self, attributes: dict[str, Any]) -> None:
         self.module, self.slots = pickle.loads(attributes["pickled"])
+        self.output_unit = attributes["output_unit"]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> JaxModule:
         twin = object.__new__(type(self))
         twin.module, twin.slots = copy.deepcopy(self.module, memo), self.slots
+        twin.output_unit = self.output_unit
         return twin
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.adapters.jax.bridge import Program, check
+from tracetorch.adapters.jax.mirror import Mirror
 from tracetorch.adapters.jax.module import JaxModule, is_neuron, number, quantity, unit_of
 from tracetorch.adapters.stateful import SeamError, StateHolder
 
@@ -72,6 +73,7 @@ class JaxStage(StateHolder):
         self._state_names = (*(slot.name for slot in self.held.kind("state")), *clock)
         self._register(learn, torch.get_default_dtype() if dtype is None else dtype)
         self._programs: dict[Any, Program] = {}
+        self._mirror = Mirror()
 
     def _register(self, learn: Sequence[str], dtype: torch.dtype) -> None:
         constants = {slot.name for slot in self.held.kind("constant")}
@@ -81,7 +83,7 @@ class JaxStage(StateHolder):
         for name, value in self.held.values().items():
             if hasattr(self, name):
                 raise ValueError(f"JaxStage: the module's {name!r} has the name of an attribute of torch modules")
-            tensor = torch.from_numpy(np.array(value)).to(dtype)
+            tensor = torch.tensor(value, dtype=dtype)  # in memory of torch's own, which JAX can alias
             if name in constants and name not in learn:
                 self.register_buffer(name, tensor)
             else:
@@ -128,9 +130,18 @@ class JaxStage(StateHolder):
 
     @property
     def units(self) -> dict[str, str]:
-        """The unit of every number, by name, and of the "input" and of "dt"; "1" for none."""
+        """The unit of every number, by name, and of the "input", of "dt" and, after the first call, of the "output".
+
+        "1" for none, as that of spikes.
+        """
         found = {slot.name: str(slot.unit or "1") for slot in self.held.slots}
-        return {**found, "input": str(self.input_unit or "1"), "dt": str(self.held.time_unit or "1")}
+        found |= {"input": str(self.input_unit or "1"), "dt": str(self.held.time_unit or "1")}
+        return {**found, "output": str(self.output_unit or "1")} if self._programs else found
+
+    @property
+    def output_unit(self) -> Any:
+        """Of what a step returns, as the last call found it; None if it has none."""
+        return self.held.output_unit
 
     def step_length(self) -> float | None:
         """The time step in the unit of tau: the stage's own, else `brainstate.environ`'s; None if neither has one.
@@ -243,7 +254,7 @@ class JaxStage(StateHolder):
         values = [getattr(self, name) for name in self.value_names]
         same = [state.to(xs) for state in states]
         try:
-            return program.run(*values, *same, xs)
+            return program.run(*values, *same, xs, kept=self._mirror.arrays(values))
         except saiunit.UnitMismatchError as error:
             why = " ".join(str(error).split())
             raise SeamError(

@@ -1,4 +1,4 @@
-"""traceTorch: one of the 32 layers from a spec, where their parts can express it."""
+"""traceTorch: one of the 32 layers from a spec, where their parts can express it; or the copy of one of them."""
 
 from __future__ import annotations
 
@@ -9,28 +9,31 @@ import torch
 from torch import nn
 
 from tracetorch.adapters.base import Building, refuse_rare, value_of
-from tracetorch.core.forms_native import OF_DISTANCE
+from tracetorch.adapters.losses import neutral
+from tracetorch.adapters.native.read import NAMES
+from tracetorch.core.forms_native import BY_THRESHOLD, refusal_of_surrogate
 from tracetorch.core.raw import to_raw
 from tracetorch.core.spec import NeuronSpec
 from tracetorch.functional.quantizers import round_ste
 from tracetorch.functional.spikes import surrogate_spike
 from tracetorch.functional.surrogates import Surrogate
-from tracetorch.snn.leaky import LI, LIB, LIEMA, SLI, SLIB, SLIEMA
+from tracetorch.snn.composed import Composed
+from tracetorch.snn.leaky import LAYERS
 
 _REMEDY = "stock=False, which gives a SpecNeuron"
-_RAW = {"mem_decay": "sigmoid", "syn_decay": "sigmoid", "threshold": "softplus", "bias": "value"}
-_NAMES = {"mem_decay": "raw_beta", "syn_decay": "raw_alpha", "threshold": "raw_threshold", "bias": "raw_bias"}
+# What a layer has that a spec leaves out: a bias and scales that have no part.
+_NEUTRAL = {"bias": 0.0, "spike_scale": 1.0, "neg_scale": 1.0}
 
 
 def _refuse(spec: NeuronSpec, building: Building) -> None:
     """Choices that none of the 32 layers has."""
     impossible = building.impossible
     if spec.spike_count != "smooth":
-        refuse_rare(spec, building, "the family LIB")
+        refuse_rare(spec, building, "the family LIB", _REMEDY)
     elif spec.surrogate != Surrogate("logistic"):
         raise impossible("surrogate", str(spec.surrogate), "a smooth spike is sigmoid4x", _REMEDY)
     if spec.synapse not in ("none", "moving_average"):
-        why = "the synapse of the S layers averages: alpha*syn + (1-alpha)*x"
+        why = "the synapse of the S layers averages, alpha*syn + (1-alpha)*x" + _folded(spec)
         raise impossible("synapse", spec.synapse, why, _REMEDY)
     if spec.decay != "geometric":
         raise impossible("decay", spec.decay, "beta = sigmoid(raw_beta) is below 1", _REMEDY)
@@ -39,76 +42,103 @@ def _refuse(spec: NeuronSpec, building: Building) -> None:
         raise impossible("input_gain", spec.input_gain, "a membrane takes its input as it is; EMA: 1-beta", _REMEDY)
     if spec.clamp != "none":
         raise impossible("clamp", spec.clamp, "no native layer has a lower bound", _REMEDY)
-    for name, neutral in (("spike_scale", 1.0), ("leak", 0.0)):
-        parameter = spec.parameters.get(name)
-        if parameter is not None and ((parameter.value != neutral).any() or parameter.learnable):
-            raise impossible(name, str(parameter), f"the family LIB has only {neutral:g}", _REMEDY)
+    if not neutral(spec, "leak", 0.0):
+        raise impossible("leak", str(spec.parameters["leak"]), "the native layers decay to 0", _REMEDY)
+    if not spec.signed and not neutral(spec, "spike_scale", 1.0):
+        why = "of the native layers only LITS scales its spikes, those of both signs"
+        raise impossible("spike_scale", str(spec.parameters["spike_scale"]), why, _REMEDY)
     if not averaged:
         _refuse_spikes(spec, building)
 
 
+def _folded(spec: NeuronSpec) -> str:
+    """What would make another synapse one that averages."""
+    factor = {"decay_then_add": "1 / (1-alpha)", "add_then_decay": "alpha / (1-alpha)"}.get(spec.synapse)
+    return "" if factor is None else f": its current is {factor} times theirs, a factor for the weights before it"
+
+
 def _refuse_spikes(spec: NeuronSpec, building: Building) -> None:
-    wanted = ("subtract", "threshold", "same_step", "attached")
-    own = (spec.reset, spec.reset_amount, spec.reset_timing, spec.reset_gradient)
-    for name, need, have in zip(("reset", "reset_amount", "reset_timing", "reset_gradient"), wanted, own, strict=True):
+    wanted = ("subtract", "threshold", "same_step")
+    own = (spec.reset, spec.reset_amount, spec.reset_timing)
+    for name, need, have in zip(("reset", "reset_amount", "reset_timing"), wanted, own, strict=True):
         if need != have:
             raise building.impossible(name, have, f"the family LIB has {need!r}", _REMEDY)
     if spec.spike_count not in ("single", "smooth"):
         raise building.impossible("spike_count", spec.spike_count, "the family LIB emits one spike a step", _REMEDY)
-    if spec.comparison != ">":
-        raise building.impossible("comparison", spec.comparison, "the family LIB spikes where u > threshold", _REMEDY)
-    if spec.surrogate is None or spec.surrogate.name not in OF_DISTANCE:
-        known = ", ".join(OF_DISTANCE)
-        why = f"a spike_fn sees the distance to the threshold alone; it can have {known}"
+    why = refusal_of_surrogate(spec)
+    if why:
         raise building.impossible("surrogate", str(spec.surrogate), why, _REMEDY)
-    if not spec.threshold_gradient and spec.parameters["threshold"].learnable:
+    if spec.reset_gradient != "attached":
+        text = f"the reset stays in the graph; in the source it is {spec.reset_gradient}"
+        building.note("reset_gradient", text, gradient="differs")
+    thresholds = [spec.parameters[name] for name in ("threshold", "neg_threshold") if name in spec.parameters]
+    if not spec.threshold_gradient and any(threshold.learnable for threshold in thresholds):
         building.note("threshold", "its gradient also comes through the spikes", gradient="differs")
 
 
-def _set(layer: nn.Module, spec: NeuronSpec, building: Building) -> None:
+def _set(layer: Composed, spec: NeuronSpec, building: Building) -> None:
     """The raw tensors of the layer: the source's own where it has the same raw form, else the nearest."""
-    for name, attribute in _NAMES.items():
-        if not hasattr(layer, attribute):
+    for name, own in NAMES[layer.parts.family].items():
+        if own not in layer.raw_forms:
             continue
+        attribute, raw_form = f"raw_{own}", layer.raw_forms[own]
         parameter = spec.parameters.get(name)
-        if parameter is None:  # a bias that the source has not
+        if parameter is None:
             like = torch.from_numpy(np.zeros_like(spec.parameters["threshold"].value))
-            setattr(layer, attribute, nn.Parameter(torch.zeros_like(like), requires_grad=False))
+            setattr(layer, attribute, nn.Parameter(torch.full_like(like, _NEUTRAL[name]), requires_grad=False))
             continue
         raw = torch.from_numpy(parameter.value.copy())
-        if parameter.raw != _RAW[name]:
+        if parameter.raw != raw_form:
             value = value_of(spec, name)
-            raw = to_raw(_RAW[name], value.detach())
+            raw = to_raw(raw_form, value.detach())
             if not torch.isfinite(raw).all():
                 held = "a decay inside (0, 1)" if "decay" in name else "a threshold above 0"
                 raise building.impossible(name, str(parameter), f"{attribute} can only hold {held}", _REMEDY)
             gradient = "reparametrised" if parameter.learnable else ""
             building.note(name, f"held as {attribute}, to a rounding; in the source as {parameter.raw}", gradient)
-        setattr(layer, attribute, nn.Parameter(raw, requires_grad=parameter.learnable))
+        setattr(layer, attribute, nn.Parameter(_per_neuron(raw, layer.dim), requires_grad=parameter.learnable))
+
+
+def _per_neuron(raw: torch.Tensor, dim: int) -> torch.Tensor:
+    """One value for each neuron, or one for all, without the dimensions that make it broadcast."""
+    return raw.reshape(-1) if raw.ndim and dim != -1 else raw
+
+
+def _dim(spec: NeuronSpec, building: Building) -> tuple[int | None, int]:
+    """`num_neurons` and `dim`: where the parameters that are no scalars have their values."""
+    shapes = {parameter.value.shape for parameter in spec.parameters.values() if parameter.value.ndim}
+    places = {(shape[0], -len(shape)) for shape in shapes}
+    if len(places) > 1 or any(size != 1 for shape in shapes for size in shape[1:]):
+        shown = ", ".join(str(list(shape)) for shape in sorted(shapes))
+        why = "a layer has one value for each neuron of one dimension"
+        raise building.impossible("mem_decay", f"parameters of shape {shown}", why, _REMEDY)
+    return places.pop() if places else (None, -1)
+
+
+def _kind(spec: NeuronSpec) -> Any:
+    """Which of the 32 layers."""
+    family = "LI" if spec.output == "membrane" else "LIB"
+    if spec.signed:
+        scaled = not (neutral(spec, "spike_scale", 1.0) and neutral(spec, "neg_scale", 1.0))
+        family = "LITS" if scaled else "LIT"
+    ema = family == "LI" and spec.input_gain == "one_minus_decay"
+    name = "S" * (spec.synapse != "none") + family + "EMA" * ema
+    return {kind.__name__: kind for kind in LAYERS}[name]
 
 
 def build_named(spec: NeuronSpec, building: Building) -> nn.Module:
-    """A `LI`, `LIEMA`, `SLI`, `SLIEMA`, `LIB` or `SLIB`.
+    """One of the 32 layers without the letters D and R: from `LI` to `SLITS`.
 
     Raises:
         ConversionError: a choice that none of them has; names field, value and remedy.
     """
     _refuse(spec, building)
-    neurons = max((p.value.shape[-1] for p in spec.parameters.values() if p.value.ndim), default=None)
-    if any(p.value.ndim > 1 for p in spec.parameters.values()):
-        raise building.impossible("mem_decay", "more than one dimension", "a layer has one value per neuron", _REMEDY)
-    synapse = spec.synapse != "none"
-    if spec.output == "membrane":
-        averaged = spec.input_gain == "one_minus_decay"
-        kind: Any = {(0, 0): LI, (0, 1): LIEMA, (1, 0): SLI, (1, 1): SLIEMA}[synapse, averaged]
-        layer = kind(neurons or 1)
-    else:
-        kind = SLIB if synapse else LIB
-        layer = kind(neurons or 1, **_functions(spec))
+    neurons, dim = _dim(spec, building)
+    functions = _functions(spec) if spec.output == "spikes" else {}
+    layer: Composed = _kind(spec)(neurons or 1, dim=dim, **functions)
     layer.num_neurons = neurons  # None: parameters without a dimension serve any number of neurons
     _set(layer, spec, building)
-    made: nn.Module = layer
-    return made
+    return layer
 
 
 def _functions(spec: NeuronSpec) -> dict[str, Any]:
@@ -116,6 +146,9 @@ def _functions(spec: NeuronSpec) -> dict[str, Any]:
     assert spec.surrogate is not None
     if spec.spike_count == "smooth":
         return {}
-    if spec.surrogate == Surrogate("logistic"):
+    strict = spec.comparison == ">"
+    if spec.surrogate == Surrogate("logistic") and strict:
         return {"quant_fn": round_ste()}
-    return {"spike_fn": surrogate_spike(spec.surrogate.name, **dict(spec.surrogate.parameters))}
+    told = float(value_of(spec, "threshold")) if spec.surrogate.name in BY_THRESHOLD else 1.0
+    made = surrogate_spike(spec.surrogate.name, told, strict=strict, **dict(spec.surrogate.parameters))
+    return {"spike_fn": made}

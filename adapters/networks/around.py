@@ -74,7 +74,8 @@ def around(
         args, kwargs = rewrite((args, kwargs), value)
         nodes.append(builder.node(names, event, args, kwargs))
         values[Out(number)] = Ref(nodes[-1].name)
-    return live(Part(inputs, tuple(nodes), rewrite(want, value)))
+    output = rewrite(want, value)  # which adds nodes
+    return live(Part(inputs, tuple(nodes), output))
 
 
 def _stacking(event: Event, args: Any, kwargs: Any) -> int | None:

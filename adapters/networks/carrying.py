@@ -1,14 +1,18 @@
-"""Parameters of a source and its target: which pairs were carried, whether they still agree, sharing, carrying back."""
+"""Parameters of a source and its target: which pairs were carried, whether they still agree, sharing, carrying back.
+
+The running statistics of batch norm, which training changes too, count as parameters here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
 
-from tracetorch.adapters.base import ConversionError, parameters
+from tracetorch.adapters.base import ConversionError, described, parameters, shaped
 from tracetorch.adapters.networks import recurrent
 from tracetorch.adapters.networks.network import Network, Stage
 from tracetorch.adapters.registry import adapter
@@ -30,7 +34,7 @@ class CarriedBack:
             ours = pair.ours.detach()
             same = (pair.their_raw, pair.their_dt) == (pair.our_raw, pair.our_dt)
             value = ours if same else to_raw(pair.their_raw, from_raw(pair.our_raw, ours, pair.our_dt), pair.their_dt)
-            pair.theirs.data = value.to(pair.theirs.dtype).clone()
+            pair.theirs.data = shaped(value.to(pair.theirs.dtype), pair.theirs).clone()
 
     def __exit__(self, *_: object) -> None:
         for theirs, value in self.saved:
@@ -54,12 +58,13 @@ class _Pair:
 
         In two raw forms, also where they are worth the same to the roundings of going from one to the other.
         """
-        if self.theirs.shape != self.ours.shape:
+        theirs = shaped(self.theirs.detach(), self.ours)
+        if theirs.shape != self.ours.shape:
             return False
         if self.their_raw == self.our_raw:
-            value, own = self.theirs.detach(), self.ours.detach()
+            value, own = theirs, self.ours.detach()
         else:
-            value = from_raw(self.their_raw, self.theirs.detach(), self.their_dt)
+            value = from_raw(self.their_raw, theirs, self.their_dt)
             own = from_raw(self.our_raw, self.ours.detach(), self.our_dt)
             if value.dtype == own.dtype and own.is_floating_point():
                 return bool(((own - value).abs() <= 4 * torch.finfo(own.dtype).eps * own.abs()).all())
@@ -68,14 +73,20 @@ class _Pair:
         return bool(((own == value) | (own == steps[0]) | (own == steps[1])).all())
 
 
+def _trained(module: nn.Module) -> dict[str, Tensor]:
+    """What training changes of a stateless module, by name."""
+    buffers = {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
+    return {**dict(module.named_parameters()), **buffers}
+
+
 def pairs(source: Network, target: Network) -> Iterator[_Pair]:
     """Every parameter that was carried."""
     for ref, theirs in source.constants.items():
         yield _Pair(ref.name, theirs, target.constants[ref])
     for s, t in zip(source.stages, target.stages, strict=True):
         if not s.neuron:
-            ours = dict(t.inner.named_parameters())
-            yield from (_Pair(f"{s.name}.{name}", theirs, ours[name]) for name, theirs in s.inner.named_parameters())
+            ours = _trained(t.inner)
+            yield from (_Pair(f"{s.name}.{name}", theirs, ours[name]) for name, theirs in _trained(s.inner).items())
             continue
         specs = [stage.spec() for stage in (s, t)]
         if recurrent.is_recurrent(s.inner):
@@ -87,7 +98,7 @@ def pairs(source: Network, target: Network) -> Iterator[_Pair]:
         own = parameters(t.adapter, t.inner)
         for name, attribute in s.adapter.attributes(s.inner).items():
             if name in own and all(name in raw for raw in raws):
-                theirs = getattr(s.inner, attribute)
+                theirs = attrgetter(attribute)(s.inner)
                 yield _Pair(f"{s.name}.{attribute}", theirs, own[name], raws[0][name], raws[1][name], *dts)
 
 
@@ -100,7 +111,7 @@ def share(stage: Stage, layer: nn.Module, to: str) -> None:
     """Make the target's parameters the source's own."""
     theirs, ours = stage.adapter.attributes(stage.inner), adapter(to).attributes(layer)
     raw = {name: parameter.raw for name, parameter in stage.spec().parameters.items()}
-    own = {name: parameter.raw for name, parameter in adapter(to).spec(layer).parameters.items()}
+    own = {name: parameter.raw for name, parameter in described(adapter(to), layer).parameters.items()}
     for name, attribute in theirs.items():
         if name not in ours:
             continue
@@ -113,7 +124,7 @@ def share(stage: Stage, layer: nn.Module, to: str) -> None:
                 f"{stage.name!r}",
                 attribute,
                 raw[name],
-                f"{to} keeps it in another form, so it cannot be shared",
+                f"{to} keeps it in another form or shape, so it cannot be shared",
                 "share_weights=False",
             )
         if isinstance(mine, nn.Parameter):

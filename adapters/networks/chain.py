@@ -9,7 +9,7 @@ from torch import nn
 
 from tracetorch.adapters.base import Adapter, ConversionError
 from tracetorch.adapters.networks import modules as known
-from tracetorch.adapters.networks import recurrent
+from tracetorch.adapters.networks import recurrent, wholes
 from tracetorch.adapters.networks.network import Network, Stage, refuse_hooks
 from tracetorch.adapters.registry import adapter, framework_of
 from tracetorch.core.graph import Ref
@@ -79,7 +79,7 @@ def _check_stateless(stage: Stage) -> None:
 
 def is_chain(net: nn.Module) -> bool:
     """Whether it is a neuron, or Sequentials with nothing in them that moves between [B, T, ...] and [B*T, ...]."""
-    if any(_folds_time(module) for module in net.modules()):
+    if any(_folds_time(module) or wholes.is_whole(module) for module in net.modules()):
         return False
     return framework_of(net) is not None or type(net) in (nn.Sequential, Sequential)
 

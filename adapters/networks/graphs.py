@@ -38,6 +38,7 @@ class Plan:
         carry: a call goes on from the states that the last one left.
         shared: paths of neurons that are called more than once in a step: all calls advance one state, in order.
         held: by node, how the network holds a module of one step that it calls with whole sequences.
+        other: dimension -> by how much the input was longer there when a second one was recorded; none: there was none.
     """
 
     step: Part
@@ -53,6 +54,7 @@ class Plan:
     carry: bool = False
     held: Mapping[str, nn.Module] = field(default_factory=dict)
     shared: tuple[str, ...] = ()
+    other: Mapping[int, int] = field(default_factory=dict)
 
 
 def refusal(layer: str, field: str, value: object, why: str, remedy: str) -> NoGraph:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,55 +21,97 @@ from tracetorch.adapters.registry import adapter
 from tracetorch.core.graph import Graph, Node, Ref, State, rewrite
 
 
-def before_reset(neuron: Any, spikes: Tensor, v_mem: Tensor) -> Tensor:
-    """The membrane before its reset, of a sinabs layer, from what it is after: what is subtracted is added again."""
+@dataclass(frozen=True)
+class Taken:
+    """What a spike of a sinabs layer takes off its membrane.
+
+    Attributes:
+        constant: the amount, where it is one; else the threshold, or threshold / alpha.
+        over_decay: whether it is threshold / alpha.
+        detached: whether no gradient reaches the spikes through it.
+    """
+
+    constant: Tensor | None
+    over_decay: bool
+    detached: bool
+
+    def amount(self, neuron: Any) -> Tensor:
+        """Of the layer's present parameters."""
+        threshold: Tensor = neuron.spike_threshold
+        if self.constant is not None:
+            return self.constant.to(threshold)
+        return threshold / neuron.alpha_mem_calculated if self.over_decay else threshold
+
+
+def taken_by(neuron: Any) -> Taken | None:
+    """Of a layer, as it is now; None where a spike takes nothing."""
     choices = adapter("sinabs").spec(neuron)
     if choices.output != "spikes" or choices.reset == "none":
+        return None
+    constant = choices.parameters["reset_amount"].value if choices.reset_amount == "value" else None
+    return Taken(
+        None if constant is None else torch.from_numpy(constant.copy()),
+        choices.reset_amount == "threshold_over_decay",
+        choices.reset_gradient == "detached",
+    )
+
+
+def before_reset(neuron: Any, spikes: Tensor, v_mem: Tensor, taken: Taken | None = None) -> Tensor:
+    """The membrane before its reset, of a sinabs layer, from what it is after: what is subtracted is added again.
+
+    `taken`: of the layer, if it is known already.
+    """
+    taken = taken or taken_by(neuron)
+    if taken is None:
         return v_mem
-    amount = neuron.spike_threshold
-    if choices.reset_amount == "threshold_over_decay":
-        amount = amount / neuron.alpha_mem_calculated
-    elif choices.reset_amount == "value":
-        amount = torch.from_numpy(choices.parameters["reset_amount"].value.copy()).to(v_mem)
-    once = spikes.detach() if choices.reset_gradient == "detached" else spikes
-    return v_mem + once.to(v_mem.dtype) * amount
+    return v_mem + (spikes.detach() if taken.detached else spikes).to(v_mem.dtype) * taken.amount(neuron)
 
 
 class WithMembrane(nn.Module):
-    """A sinabs neuron that returns its membrane beside its spikes.
+    """A sinabs neuron that returns its membrane, or other states, beside its spikes.
 
     Args:
         neuron: the layer.
         as_before_reset: the membrane before its reset, as snnTorch shows it; else after it, as sinabs does.
+        states: the states that it returns, in order.
     """
 
-    def __init__(self, neuron: nn.Module, as_before_reset: bool) -> None:
+    def __init__(self, neuron: nn.Module, as_before_reset: bool, states: tuple[str, ...] = ("v_mem",)) -> None:
         super().__init__()
-        self.neuron, self.as_before_reset = neuron, as_before_reset
+        self.neuron, self.as_before_reset, self.shown = neuron, as_before_reset, states
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x: [B, T, ...] -> spikes and membranes, of the same shape."""
-        neuron: Any = self.neuron
-        if isinstance(neuron, recurrent.Sequenced):
-            return self._recurrent(neuron, x)
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """x: [B, T, ...] -> spikes and states, of the same shape."""
+        layer: Any = self.neuron
+        recurs = isinstance(layer, recurrent.Sequenced)
+        neuron = layer.neuron if recurs else layer
+        spikes, found = (self._step_by_step if recurs else self._at_once)(layer, x)
+        if self.as_before_reset and "v_mem" in found:
+            found["v_mem"] = before_reset(neuron, spikes, found["v_mem"])
+        return spikes, *(found[name] for name in self.shown)
+
+    def _at_once(self, neuron: Any, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         recording, neuron.record_states = neuron.record_states, True
         try:
             spikes = neuron(x)
         finally:
             neuron.record_states = recording
-        membrane = neuron.recordings["v_mem"]
-        return spikes, before_reset(neuron, spikes, membrane) if self.as_before_reset else membrane
+        return spikes, {name: neuron.recordings[name] for name in self.shown}
 
-    def _recurrent(self, layer: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Its neuron is called once per step, so that its membranes are collected there."""
-        found: list[Tensor] = []
-        hook = layer.neuron.register_forward_hook(lambda module, args, result: found.append(module.v_mem))
+    def _step_by_step(self, layer: Any, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The neuron of a recurrent layer is called once per step, so that its states are collected there."""
+        found: dict[str, list[Tensor]] = {name: [] for name in self.shown}
+
+        def keep(module: Any, args: Any, result: Any) -> None:
+            for name, series in found.items():
+                series.append(getattr(module, name))
+
+        hook = layer.neuron.register_forward_hook(keep)
         try:
             spikes = layer(x)
         finally:
             hook.remove()
-        membrane = torch.stack(found, 1)
-        return spikes, before_reset(layer.neuron, spikes, membrane) if self.as_before_reset else membrane
+        return spikes, {name: torch.stack(series, 1) for name, series in found.items()}
 
 
 class _Writer:
@@ -81,7 +123,10 @@ class _Writer:
         self.nodes: list[Node] = []
         self.held: dict[str, nn.Module] = {}
         self.shown: dict[str, Callable[[Tensor, Tensor], Tensor] | None] = {}
-        self.read = {place.name for place in source.places() if isinstance(place, State)}
+        # The states that are read of each neuron.
+        self.read: dict[str, list[str]] = {}
+        for place in dict.fromkeys(place for place in source.places() if isinstance(place, State)):
+            self.read.setdefault(place.name, []).append(place.attribute)
         self.constants = {Ref(n.name): plan.tensors[n.target] for n in plan.step.nodes if n.kind == "tensor"}
 
     def write(self) -> Graph:
@@ -114,11 +159,12 @@ class _Writer:
         differs = theirs.stores_before_reset and not ours.stores_before_reset
         bare = neuron.neuron if isinstance(neuron, recurrent.Sequenced) else neuron
         self.shown[node.name] = partial(before_reset, bare) if differs else None
-        self.modules[node.target] = WithMembrane(neuron, differs)
+        states = self.read[node.name]
+        self.modules[node.target] = WithMembrane(neuron, differs, tuple(states))
         both = f"{node.name}_both"
         self.nodes.append(node._replace(name=both, args=self.places(node.args)))
-        self.nodes.append(Node(node.name, "function", operator.getitem, (Ref(both), 0)))
-        self.nodes.append(Node(f"{node.name}_v_mem", "function", operator.getitem, (Ref(both), 1)))
+        for k, name in enumerate([node.name, *(f"{node.name}_{state}" for state in states)]):
+            self.nodes.append(Node(name, "function", operator.getitem, (Ref(both), k)))
 
     def function(self, node: Node) -> None:
         callee = self.plan.modules[node.target] if node.kind == "module" else None

@@ -1,14 +1,15 @@
-"""From a recording over whole sequences, batch first, to the graph of one time step.
+"""From a recording over whole sequences to the graph of one time step.
 
-A network of sinabs runs [B, T, ...], or [B*T, ...] between `FlattenTime` and `UnflattenTime` and in `Squeeze` layers.
-Each recorded value has one of these layouts, or none once time is summed away; what only moves between the layouts is
-nothing in a step, and what works on time itself comes after the steps.
+A network of sinabs is batch first: it runs [B, T, ...], or [B*T, ...] between `FlattenTime` and `UnflattenTime` and in
+`Squeeze` layers. Each recorded value has one of these layouts, or none once time is summed away; what only moves
+between the layouts is nothing in a step, and what works on time itself comes after the steps. Some layers of snnTorch
+take [T, B, ...] (`wholes`).
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,12 +18,14 @@ from torch import Tensor, nn
 
 from tracetorch.adapters.base import ConversionError
 from tracetorch.adapters.networks import modules as known
+from tracetorch.adapters.networks import wholes
 from tracetorch.adapters.networks.graphs import Builder, Names, Part, Plan, live
 from tracetorch.adapters.networks.network import Function
+from tracetorch.adapters.networks.recorded import lengthened
 from tracetorch.adapters.networks.recording import Event, Held, In, NoGraph, Out, Tape, Unknown
 from tracetorch.adapters.networks.sequences import ELEMENTWISE, FOLDED, Folded, Lifted
 from tracetorch.adapters.networks.sizes import generalised
-from tracetorch.core.graph import Node, Ref, leaves, rewrite
+from tracetorch.core.graph import Node, Ref, State, leaves, rewrite
 
 _RESHAPES = {"flatten", "unflatten", "view", "reshape"}
 _WITH_DIM = {"cat": 1, "softmax": 1, "log_softmax": 1, "flatten": 1}
@@ -35,9 +38,11 @@ class _NotOfAStep(Exception):
 class _Lifting:
     """Sorts the events of a recording into those of a step and those after it."""
 
-    def __init__(self, builder: Builder, tape: Tape, x: Tensor) -> None:
-        self.builder, self.tape, self.x = builder, tape, x
-        self.batch, self.steps = _extent(builder, tape)
+    def __init__(self, builder: Builder, tape: Tape, x: Tensor, time_first: bool) -> None:
+        self.builder, self.tape, self.x, self.time_first = builder, tape, x, time_first
+        self.batch, self.steps = _extent(builder, tape, time_first)
+        # The first two dimensions of values that have both.
+        self.apart = (self.steps, self.batch) if time_first else (self.batch, self.steps)
         self.names = Names("x")
         self.nodes: list[Node] = []
         self.held: dict[str, nn.Module] = {}
@@ -58,9 +63,10 @@ class _Lifting:
             node = Node("unflatten", "method", "unflatten", (Ref("x"), 0, self.extent()))
             before = Part(("x",), (node,), (Ref("unflatten"),))
         called = tuple(node.name for node in part.nodes if node.name in self.builder.neuron_nodes)
+        modules, tensors, cut = self.builder.modules, self.builder.tensors, 0 if self.time_first else 1
         # Layers of sinabs go on from the states of the last call, until they are reset.
-        modules, tensors = self.builder.modules, self.builder.tensors
-        return Plan(part, modules, tensors, called, before, after, (1,), carry=True, held=self.held)
+        carry = not self.time_first
+        return Plan(part, modules, tensors, called, before, after, (cut,), carry=carry, held=self.held)
 
     def extent(self) -> tuple[int, int]:
         """Batch and time of a folded input: what its layers hold as a constant, and the other."""
@@ -68,16 +74,16 @@ class _Lifting:
         return (-1, self.steps) if fixed else (self.batch, -1)
 
     def layout_of(self, x: Tensor) -> str:
-        if tuple(x.shape[:2]) == (self.batch, self.steps):
+        if tuple(x.shape[:2]) == self.apart:
             return "apart"
-        if x.shape[0] == self.batch * self.steps:
+        if x.shape[0] == self.batch * self.steps and not self.time_first:
             return "flat"
         raise ConversionError(
             "''",
             "sample",
             list(x.shape),
             f"its neurons ran on {self.batch} samples of {self.steps} steps",
-            "[B, T, ...] or [B*T, ...]",
+            "[T, B, ...]" if self.time_first else "[B, T, ...] or [B*T, ...]",
         )
 
     def event(self, number: int, event: Event) -> None:
@@ -100,8 +106,8 @@ class _Lifting:
     def later(self, number: int, event: Event) -> None:
         if id(event.target) in self.builder.neurons:
             path = self.builder.paths[id(event.target)]
-            why = "its input has no time dimension any more"
-            raise ConversionError(f"{path!r}", "neuron", event.where, why, "call it before time is summed away")
+            why = "its input is no whole sequence any more"
+            raise NoGraph(f"{path!r}", "neuron", event.where, why, "call it before time is cut or summed away")
         self.after.append(number)
 
     def of_step(self, number: int, event: Event, layout: str) -> None:
@@ -118,8 +124,8 @@ class _Lifting:
                 path = self.builder.paths[id(event.target)]
                 raise NoGraph(f"{path!r}", "neuron", f"used twice, {event.where}", why, "give each its own layer")
             self.called.add(id(event.target))
-            self.builder.neuron_nodes.append(self.new(event, rewrite(args[:1], self.value), {}).name)
-            self.values[out], self.layouts[out] = Ref(self.nodes[-1].name), layout
+            self.layouts[out] = layout
+            self.neuron(out, event, self.value(args[0]))
             return
         if event.kind == "module":
             module = event.target
@@ -135,16 +141,50 @@ class _Lifting:
             args = _shifted(event, layout)
             node = self.new(event, rewrite(args, self.value), rewrite(kwargs, self.value))
             function = Function(node)
-            held = Lifted(function, tuple(None for _ in function.references))
+            held = Lifted(function, tuple(None for _ in function.references), 0 if self.time_first else 1)
         self.held[node.name] = held
         self.values[out], self.layouts[out] = Ref(node.name), layout
+
+    def neuron(self, out: Out, event: Event, given: Any) -> None:
+        """A neuron's node; before it that of its own matrix, where it has one."""
+        if self.time_first:
+            path, matrix = self.builder.paths[id(event.target)] or "0", wholes.connection(event.target)
+            if matrix is not None:
+                name = self.at(f"{path}.linear", matrix, given)
+                self.held[name], given = Folded(matrix), Ref(name)
+                given = self.plus(f"{path}.bias_hh", wholes.added(event.target), given)
+                path = f"{path}.neuron"
+            name = self.at(path, wholes.neuron(event.target), given)
+        else:
+            name = self.new(event, (given,), {}).name
+        self.builder.neuron_nodes.append(name)
+        self.values[out] = Ref(name)
+        if isinstance(event.result, tuple):
+            self.values |= {Out(out.event, (0,)): Ref(name), Out(out.event, (1,)): State(name, "v_mem")}
+
+    def plus(self, path: str, bias: Tensor | None, given: Ref) -> Ref:
+        """A value, or the sum of it and a tensor of the network."""
+        if bias is None:
+            return given
+        owner = self.names.new(path)
+        self.builder.tensors[owner] = bias
+        held = Node(owner, "tensor", owner)
+        total = Node(self.names.new("add"), "function", operator.add, (given, Ref(held.name)))
+        self.nodes += [held, total]
+        return Ref(total.name)
+
+    def at(self, path: str, module: nn.Module, given: Any) -> str:
+        """The name of a new node that calls a module of this path."""
+        self.builder.modules[path] = module
+        self.nodes.append(Node(self.names.new(path), "module", path, (given,)))
+        return self.nodes[-1].name
 
     def new(self, event: Event, args: Any, kwargs: Any) -> Node:
         self.nodes.append(self.builder.node(self.names, event, args, kwargs))
         return self.nodes[-1]
 
     def value(self, leaf: Any) -> Any:
-        if isinstance(leaf, Out) and leaf.path:
+        if isinstance(leaf, Out) and leaf.path and leaf not in self.values:
             raise _NotOfAStep
         if isinstance(leaf, (In, Out)):
             return self.values[leaf]
@@ -161,7 +201,7 @@ class _Lifting:
         given, got = event.values[0], event.result
         if not isinstance(given, Tensor):
             return None
-        apart, flat = (self.batch, self.steps), (self.batch * self.steps,)
+        apart, flat = self.apart, (self.batch * self.steps,)
         if layout == "apart" and tuple(got.shape) == (*flat, *given.shape[2:]):
             return "flat"
         if layout == "flat" and tuple(got.shape) == (*apart, *given.shape[1:]):
@@ -174,14 +214,9 @@ class _Lifting:
         values: dict[Any, Any] = {}
 
         def value(leaf: Any) -> Any:
-            if isinstance(leaf, (In, Out)) and leaf not in values and self.root(leaf) in self.layouts:
+            if isinstance(leaf, (In, Out)) and leaf in self.values and leaf not in values:
                 wanted[leaf] = Ref(f"y{len(wanted)}")
-                nodes.append(Node(names.new("transposed"), "method", "transpose", (wanted[leaf], 0, 1)))
-                # Laid out as the source's: a sum over another layout rounds otherwise.
-                nodes.append(Node(names.new("batch_first"), "method", "contiguous", (Ref(nodes[-1].name),)))
-                if self.layouts[leaf] == "flat":
-                    nodes.append(Node(names.new("flat"), "method", "flatten", (Ref(nodes[-1].name), 0, 1)))
-                values[leaf] = Ref(nodes[-1].name)
+                values[leaf] = self.laid_out(nodes, names, wanted[leaf], self.layouts[self.root(leaf)])
             if isinstance(leaf, Out) and leaf.path and leaf not in values:
                 whole = value(Out(leaf.event, leaf.path[:-1]))
                 nodes.append(Node(names.new("item"), "function", operator.getitem, (whole, leaf.path[-1])))
@@ -197,6 +232,17 @@ class _Lifting:
         inputs = tuple(f"y{k}" for k in range(len(wanted)))
         return live(Part(inputs, tuple(nodes), output))
 
+    def laid_out(self, nodes: list[Node], names: Names, place: Ref, layout: str) -> Ref:
+        """An output of the steps, [T, B, ...], laid out as the source's: a sum over another layout rounds otherwise."""
+        if not self.time_first:
+            nodes.append(Node(names.new("transposed"), "method", "transpose", (place, 0, 1)))
+            nodes.append(Node(names.new("batch_first"), "method", "contiguous", (Ref(nodes[-1].name),)))
+            place = Ref(nodes[-1].name)
+        if layout == "flat":
+            nodes.append(Node(names.new("flat"), "method", "flatten", (place, 0, 1)))
+            place = Ref(nodes[-1].name)
+        return place
+
 
 def _apart(path: str, module: nn.Module) -> nn.Module:
     """The module of one step, of one that is called with [B, T, ...]."""
@@ -209,7 +255,7 @@ def _apart(path: str, module: nn.Module) -> nn.Module:
         "module",
         type(module).__name__,
         "it would mix time with its own dimensions",
-        "sinabs.layers.Repeat",
+        "sinabs.layers.Repeat, or time folded into the batch around it",
     )
 
 
@@ -218,6 +264,10 @@ def _shifted(event: Event, layout: str) -> tuple[Any, ...]:
     if event.name in ELEMENTWISE:
         return event.args
     first = 1 if layout == "flat" else 2
+    if event.name == "getitem" and isinstance(event.args[1], tuple):
+        index = event.args[1]
+        if index[:first] == (slice(None),) * first and not any(isinstance(i, Tensor) for i in index):
+            return event.args[0], (slice(None), *index[first:])
     if event.name in _WITH_DIM and not event.kwargs and len(event.args) >= 2:
         dims = [d for d in event.args[1:] if type(d) is int]
         if len(dims) == len(event.args) - 1 and all(d >= first or d < 0 for d in dims):
@@ -227,12 +277,14 @@ def _shifted(event: Event, layout: str) -> tuple[Any, ...]:
     raise _NotOfAStep
 
 
-def _extent(builder: Builder, tape: Tape) -> tuple[int, int]:
+def _extent(builder: Builder, tape: Tape, time_first: bool) -> tuple[int, int]:
     """Batch size and number of steps, as the first neuron saw them."""
     for event in tape.events:
         if id(event.target) not in builder.neurons:
             continue
         neuron, shape = event.target, event.values[0].shape
+        if time_first:
+            return shape[1], shape[0]
         if not hasattr(neuron, "num_timesteps"):
             return shape[0], shape[1]
         batch, steps = int(neuron.batch_size), int(neuron.num_timesteps)
@@ -243,31 +295,41 @@ def _extent(builder: Builder, tape: Tape) -> tuple[int, int]:
 
 
 def plan(recording: Any, x: Tensor) -> Plan:
-    """The plan of a network over [B, T, ...] or [B*T, ...].
+    """The plan of a network over [B, T, ...] or [B*T, ...]; or over [T, B, ...], with the layers of `wholes`.
 
     Args:
         recording: records it (`sources`).
         x: the sample.
     """
-    first = _Lifting(Builder(recording.net, recording.neurons), recording.tape((x,)), x)
+    time_first = bool(getattr(recording.owner, "TIME_FIRST", False))
+
+    def lifted(sample: Tensor) -> _Lifting:
+        return _Lifting(Builder(recording.net, recording.neurons), recording.tape((sample,)), sample, time_first)
+
+    first = lifted(x)
     found = first.plan()
-    for longer in _others(x, first):
+    for more in _others(first):
+        longer = lengthened(x, more)
         try:
-            other = _Lifting(Builder(recording.net, recording.neurons), recording.tape((longer,)), longer)
+            other = lifted(longer)
             again = other.plan()
         except (RuntimeError, ValueError, IndexError):
             continue
         shapes = {"before": (x.shape, longer.shape)}
         shapes["step"] = (torch.Size([first.batch]), torch.Size([other.batch]))
         shapes["after"] = tuple(torch.Size([one.steps, one.batch]) for one in (first, other))  # type: ignore[assignment]
-        return generalised(found, again, shapes)
+        return replace(generalised(found, again, shapes), other=more, remarks=_constants(first, other))
     return replace(found, remarks=(f"the shape of the input is a constant of the source: {tuple(x.shape)}",))
 
 
-def _others(x: Tensor, lifting: _Lifting) -> Sequence[Tensor]:
-    """Samples of other batch sizes and lengths."""
+def _others(lifting: _Lifting) -> Sequence[Mapping[int, int]]:
+    """By how much samples of other batch sizes and lengths are longer."""
     if lifting.layouts[In(0)] == "apart":
-        longer = torch.cat([x, x[:, :2]], 1)
-        return torch.cat([longer, longer[:1]]), longer
-    more = lifting.steps if lifting.extent()[0] < 0 else lifting.batch
-    return (torch.cat([x, x[:more]]),)
+        return {0: 1, 1: 2}, {1: 2}
+    return ({0: lifting.steps if lifting.extent()[0] < 0 else lifting.batch},)
+
+
+def _constants(one: _Lifting, other: _Lifting) -> tuple[str, ...]:
+    """What is said of a batch size or a number of steps that the source holds."""
+    same = {"batch size": (one.batch, other.batch), "number of steps": (one.steps, other.steps)}
+    return tuple(f"the {name} is a constant of the source: {a}" for name, (a, b) in same.items() if a == b)

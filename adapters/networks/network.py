@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tracetorch.adapters.base import Adapter, ConversionError
+from tracetorch.adapters.base import Adapter, ConversionError, described
 from tracetorch.adapters.networks import modules as known
 from tracetorch.adapters.networks.graphs import Plan
 from tracetorch.core.graph import Node, Ref, Size, State, leaves, rewrite, size_of
-from tracetorch.core.spec import NeuronSpec, SpecError
+from tracetorch.core.spec import SpecError
 
 Value = Ref | State
 
@@ -89,22 +89,32 @@ class Stage:
         """A stateless stage over [T, B, ...], as its network applies it, to the network's input if `first`."""
         if self.adapter.STEPPED or isinstance(self.held, Function):
             return known.per_step(self.held, *xs, first=first)
+        if getattr(self.adapter, "TIME_FIRST", False):
+            return self.held(*xs)
         return self.held(*(x.transpose(0, 1) for x in xs)).transpose(0, 1)
 
     def membrane(self, y: Tensor, states: Mapping[str, Tensor]) -> Tensor:
         """Of the output and states that a trace gave, the membrane as the source shows it."""
-        return states["v_mem"] if self.shown is None else self.shown(y, states["v_mem"])
+        return stored_membrane(states) if self.shown is None else self.shown(y, states["v_mem"])
 
-    def spec(self) -> NeuronSpec:
-        """The neuron's spec. Raises `ConversionError` naming the layer."""
+    def spec(self) -> Any:
+        """The neuron's spec; of a native layer that no spec describes its `Composition`.
+
+        Raises `ConversionError` naming the layer.
+        """
         try:
-            return self.adapter.spec(self.inner)
+            return described(self.adapter, self.inner)
         except SpecError as error:
             what, _, why = str(error).partition(": ")
             attribute, equals, value = what.partition("=")
             attribute, value = (attribute, _Verbatim(value)) if equals else ("class", type(self.inner).__qualname__)
             remedy = "use what can be read, or change the layer as said"
             raise ConversionError(f"{self.name!r}", attribute, value, why or what, remedy) from error
+
+
+def stored_membrane(states: Mapping[str, Tensor]) -> Tensor:
+    """The membrane among the states of a layer; of a pair of traces their sum."""
+    return states["v_mem"] if "v_mem" in states else states["pos_mem"] + states["neg_mem"]
 
 
 @dataclass(frozen=True)
@@ -208,10 +218,13 @@ class Network:
 def _held_states(stage: Stage) -> Iterator[tuple[nn.Module, str]]:
     """The attributes that a call of a neuron changes, and whose they are."""
     yield from ((stage.inner, name) for name in stage.adapter.states(stage.inner))
+    yield from ((whole, name) for whole in getattr(stage.inner, "whole", ()) for name in stage.adapter.states(whole))
     inside = getattr(stage.inner, "neuron", None)
     base = getattr(stage.adapter, "base", None)
     if base is not None and isinstance(inside, nn.Module):
         yield from ((inside, name) for name in base.states(inside))
+    if stage.held is not stage.inner and hasattr(stage.held, "last"):  # under another calling convention
+        yield stage.held, "last"
 
 
 @contextmanager
@@ -235,10 +248,20 @@ def preserved(network: Network) -> Iterator[None]:
                     store[name] = value
 
 
+# A LeakyParallel (snntorch 1.0.0) takes from the gradient of its hidden matrix all but the diagonal, by such a hook.
+_OWN = ("snntorch._neurons.leakyparallel", "LeakyParallel.grad_hook")
+
+
+def _foreign(hooks: Mapping[int, Any]) -> list[Any]:
+    """Hooks of a tensor that are not its framework's own."""
+    return [h for h in hooks.values() if (getattr(h, "__module__", ""), getattr(h, "__qualname__", "")) != _OWN]
+
+
 def refuse_hooks(module: nn.Module, path: str) -> None:
     """Raises `ConversionError` if a call of the module, or the gradient of a parameter of it, runs hooks."""
-    hooks = [module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks]
-    hooks += [t._backward_hooks or {} for t in module.parameters(recurse=False)]
+    hooks: list[Any] = [module._forward_hooks, module._forward_pre_hooks]
+    hooks += [module._backward_hooks, module._backward_pre_hooks]
+    hooks += [_foreign(t._backward_hooks or {}) for t in module.parameters(recurse=False)]
     if any(hooks):
         raise ConversionError(
             f"{path!r}",

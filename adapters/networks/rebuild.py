@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from tracetorch.adapters.base import ConversionError
 from tracetorch.adapters.networks import recurrent
 from tracetorch.adapters.networks.lifted import WithMembrane
+from tracetorch.adapters.networks.network import Function
+from tracetorch.adapters.networks.sequences import Lifted
 from tracetorch.adapters.registry import adapter_of, framework_of
-from tracetorch.core.graph import Graph, Loop
+from tracetorch.core.graph import Graph, Loop, Ref, State, rewrite
 from tracetorch.core.model import Sequential
 from tracetorch.core.storable import CLASSES, NAMES
 
@@ -54,12 +56,15 @@ class _Writer:
             return _torch(module)
         if isinstance(module, WithMembrane):
             self.imports.add("from tracetorch.adapters.networks.lifted import WithMembrane")
-            return f"WithMembrane({self.module(f'{path}.neuron', module.neuron)}, {module.as_before_reset})"
+            neuron = self.module(f"{path}.neuron", module.neuron)
+            return f"WithMembrane({neuron}, {module.as_before_reset}, {module.shown})"
         if isinstance(module, (recurrent.Stepped, recurrent.Sequenced)):
             name = type(module).__name__
             self.imports.add(f"from tracetorch.adapters.networks.recurrent import {name}")
             parts = [self.module(f"{path}.{part}", getattr(module, part)) for part in ("neuron", "connection")]
             return f"{name}({', '.join(parts)}, {module.from_start})"
+        if isinstance(module, Lifted):
+            return f"{self.lifted(path, module)}()"
         if framework_of(module) is not None:
             return self.neuron(module)
         inner = getattr(module, "module", None)
@@ -101,11 +106,7 @@ class _Writer:
     def graph(self, path: str, graph: Any) -> str:
         lines = ["    def __init__(self):", "        super().__init__()"]
         lines += list(self.children(path, graph))
-        for name, tensor in [*graph._parameters.items(), *graph._buffers.items()]:
-            _check_name(name)
-            kind = f"nn.Parameter({_tensor(tensor)})" if isinstance(tensor, nn.Parameter) else _tensor(tensor)
-            register = f"self.register_buffer({name!r}, {kind})"
-            lines.append(f"        {f'self.{name} = {kind}' if isinstance(tensor, nn.Parameter) else register}")
+        lines += list(_tensors(graph))
         code = graph.to_fx().python_code("self")
         for wanted in sorted(code.globals):
             if wanted in ("operator", "math"):
@@ -114,6 +115,15 @@ class _Writer:
             self.imports.add("from torch import device")
         body = [line for line in code.src.splitlines() if line.strip() and not line.startswith("torch.fx")]
         return "\n".join(lines) + "\n\n" + "\n".join(f"    {line}" for line in body)
+
+    def lifted(self, path: str, module: Any) -> str:
+        """A class for a call of one step over whole sequences; returns its name."""
+        function = self.network(f"{path}.function", _of_one_step(module.function))
+        self.count += 1
+        lines = ["    def __init__(self):", "        super().__init__()", f"        self.function = {function}()"]
+        lines += list(_tensors(module))
+        self.classes.append(f"class Part{self.count}(nn.Module):\n" + "\n".join(lines) + _over_sequences(module))
+        return f"Part{self.count}"
 
     def children(self, path: str, module: nn.Module) -> Iterator[str]:
         for name, child in module._modules.items():
@@ -151,6 +161,69 @@ _LOOP = """
             series.append(self.step(*[v if cut is None else v[t] for v, cut in zip(moved, cuts)]))
         outputs = tuple(torch.stack(list(each)) for each in zip(*series))
         return {after}"""
+
+
+# A call over [B, T, ...], as `sequences.Lifted` makes it: once, with time folded into the batch, or once a step.
+_STEPS = """
+
+    def {name}(self, *xs):
+        if isinstance(xs[0], tuple):
+            return self.function(*xs)
+        given, held = iter(xs), {held}
+        values = [getattr(self, f"constant_{{k}}") if h else next(given) for k, h in enumerate(held)]
+        steps = []
+        for t in range(xs[0].shape[1]):
+            now = [v if h else v.select(1, t).clone() for v, h in zip(values, held)]
+            steps.append(self.function({order}))
+        return self.stacked(steps)
+
+    def stacked(self, steps):
+        if isinstance(steps[0], (tuple, list)):
+            return tuple(self.stacked(list(series)) for series in zip(*steps))
+        return torch.stack(steps, 1)"""
+_WHOLE = """
+
+    def forward(self, *xs):
+        return self.function(*xs) if len({x.ndim for x in xs}) == 1 else self.each(*xs)"""
+_FOLDS = """
+
+    def forward(self, x):
+        return self.function(x.flatten(0, 1)).unflatten(0, x.shape[:2])"""
+
+
+def _over_sequences(module: Lifted) -> str:
+    """The forward of a call over [B, T, ...]."""
+    if module.folds:
+        return _FOLDS
+    order = "now[-1], *now[:-1]" if module.function.sized else "*now"
+    steps = _STEPS.format(name="each" if module.whole else "forward", held=module.held, order=order)
+    return _WHOLE + steps if module.whole else steps
+
+
+def _of_one_step(function: Function) -> Graph:
+    """The call as a graph of its arguments; the network's input, where it reads sizes off that, comes first."""
+    names = {place: f"a{k}" for k, place in enumerate(function.references)}
+
+    def place(leaf: Any) -> Any:
+        return Ref(names[leaf]) if isinstance(leaf, (Ref, State)) else leaf
+
+    node = function.node
+    args, kwargs = rewrite(node.args, place), rewrite(dict(node.kwargs), place)
+    target = "callee" if function.callee is not None else node.target
+    modules = {} if function.callee is None else {"callee": function.callee}
+    call = node._replace(name="call", target=target, args=args, kwargs=kwargs)
+    inputs = (*(("x",) if function.sized else ()), *names.values())
+    return Graph(modules, [call], Ref("call"), inputs)
+
+
+def _tensors(module: nn.Module) -> Iterator[str]:
+    """Lines that register a module's own parameters and buffers."""
+    for name, tensor in module._parameters.items():
+        _check_name(name)
+        yield f"        self.{name} = nn.Parameter({_tensor(tensor)})"
+    for name, buffer in module._buffers.items():
+        _check_name(name)
+        yield f"        self.register_buffer({name!r}, {_tensor(buffer)})"
 
 
 def _check_name(name: str) -> None:
@@ -206,9 +279,11 @@ def _stock_sinabs(module: Any, name: str) -> tuple[list[str], str] | None:
 
 
 def _stock_leaky(module: Any, spec: Any) -> tuple[list[str], str] | None:
-    from tracetorch.adapters.snntorch.read import SURROGATES
+    from tracetorch.adapters.snntorch.surrogates import SURROGATES
 
     by_ours = {ours: (theirs, names) for theirs, (ours, names) in SURROGATES.items()}
+    if spec.state_levels is not None or spec.inhibition != "none":  # a callable of ours; an option that warns
+        return None
     if spec.surrogate is None or spec.surrogate.name not in by_ours or type(module.spike_grad).__name__ != "function":
         return None
     theirs, names = by_ours[spec.surrogate.name]

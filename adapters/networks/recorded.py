@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,23 +78,22 @@ def check_other_shape(source: Network, target: Network, x: Any) -> None:
     Raises:
         ConversionError: one of them does not compute what its stages do.
     """
-    if not isinstance(source, Recorded) or source.plan is None or source.plan.remarks:
+    if not isinstance(source, Recorded) or source.plan is None or not source.plan.other:
         return
-    dims = (0, 1) if source.style == "step" or source.plan.cuts[0] is not None else (0,)
-    for dim in dims if source.adapter.STEPPED else ():
-        x = lengthened(x, dim, 1 + dim)
+    x = lengthened(x, source.plan.other)
     with torch.no_grad():
         inputs = source.enter(x)
         check_walk(source, x, source.walk(*inputs)[1])
         check_walk(target, x, target.walk(*inputs)[1])
 
 
-def lengthened(value: Any, dim: int, by: int) -> Any:
-    """A tensor with some of its first entries at `dim` once more at its end."""
-    if not isinstance(value, Tensor) or value.ndim <= dim:
-        return value
-    more = value.narrow(dim, 0, min(by, value.shape[dim]))
-    return torch.cat([value, *[more] * -(-by // max(1, more.shape[dim]))], dim)
+def lengthened(value: Any, more: Mapping[int, int]) -> Any:
+    """A tensor with some of its first entries once more at its end: at each dimension, so many."""
+    for dim, by in more.items():
+        if isinstance(value, Tensor) and value.ndim > dim:
+            again = value.narrow(dim, 0, min(by, value.shape[dim]))
+            value = torch.cat([value, *[again] * -(-by // max(1, again.shape[dim]))], dim)
+    return value
 
 
 # ---- plans as networks -----------------------------------------------------------------------------------------------

@@ -39,10 +39,12 @@ class Lifted(nn.Module):
     Args:
         function: the call, of the values of one step [B, ...].
         constants: for each of its arguments, a tensor without time, or `None`.
+        time: the dimension of time, 1, or 0 for sequences with time first, [T, B, ...].
     """
 
-    def __init__(self, function: Function, constants: tuple[Tensor | None, ...]) -> None:
+    def __init__(self, function: Function, constants: tuple[Tensor | None, ...], time: int = 1) -> None:
         super().__init__()
+        self.time = time
         self.function, self.held = function, tuple(c is not None for c in constants)
         for k, constant in enumerate(constants):
             if isinstance(constant, nn.Parameter):
@@ -55,26 +57,28 @@ class Lifted(nn.Module):
         self.whole = plain and name in ELEMENTWISE
         self.folds = plain and name in FOLDED and len(constants) == 1
 
-    def forward(self, *xs: Tensor) -> Any:
+    def forward(self, *xs: Any) -> Any:
         """xs: [B, T, ...], those that have time -> [B, T, ...]."""
         if self.whole and len({x.ndim for x in xs}) == 1:
             return self.function(*xs)
         if self.folds:
             y: Tensor = self.function(xs[0].flatten(0, 1))
             return y.unflatten(0, xs[0].shape[:2])
+        if isinstance(xs[0], tuple):  # one of several results is taken, each over the whole sequence already
+            return self.function(*xs)
         given = iter(xs)
         values = [getattr(self, f"constant_{k}") if held else next(given) for k, held in enumerate(self.held)]
         steps = []
-        for t in range(xs[0].shape[1]):
-            arguments = [v if held else v.select(1, t).clone() for v, held in zip(values, self.held, strict=True)]
-            steps.append(self.function(*arguments))
-        return _stacked(steps)
+        for t in range(xs[0].shape[self.time]):
+            pairs = zip(values, self.held, strict=True)
+            steps.append(self.function(*(v if held else v.select(self.time, t).clone() for v, held in pairs)))
+        return _stacked(steps, self.time)
 
 
-def _stacked(steps: list[Any]) -> Any:
+def _stacked(steps: list[Any], time: int) -> Any:
     if isinstance(steps[0], (tuple, list)):
-        return tuple(_stacked(list(series)) for series in zip(*steps, strict=True))
-    return torch.stack(steps, 1)
+        return tuple(_stacked(list(series), time) for series in zip(*steps, strict=True))
+    return torch.stack(steps, time)
 
 
 class Folded(nn.Module):

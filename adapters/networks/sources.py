@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.adapters.base import Adapter, ConversionError
-from tracetorch.adapters.networks import chain, lifting, recurrent, rolling, steps
+from tracetorch.adapters.networks import chain, lifting, recurrent, rolling, steps, wholes
 from tracetorch.adapters.networks import modules as known
 from tracetorch.adapters.networks.graphs import Builder, Part, Plan
 from tracetorch.adapters.networks.network import Network, Stage, preserved, refuse_hooks
@@ -35,6 +35,7 @@ def read(net: nn.Module, sample: Any, time_dim: int | None) -> Network:
         ConversionError: what it does cannot be put into a graph; names what, where, and what would help.
     """
     refuse_alone(net)
+    refuse_pipeline(net)
     if not chain.is_chain(net):
         return read_recorded(net, sample, time_dim)
     try:
@@ -64,6 +65,21 @@ def refuse_alone(net: nn.Module) -> None:
             )
 
 
+def refuse_pipeline(net: nn.Module) -> None:
+    """Raises `ConversionError` for a network with an `adapters.Pipeline`, which calls its stages itself."""
+    from tracetorch.adapters.pipelines.pipeline import Pipeline
+
+    for path, module in net.named_modules():
+        if isinstance(module, Pipeline):
+            inside = ", ".join(f"stages[{k}]: {type(stage.module).__name__}" for k, stage in enumerate(module.stages))
+            why = f"its stages are called each in its own way, by the pipeline ({inside})"
+            remedy = (
+                "convert each stage, tt.convert(pipe.stages[0].module, to, sample) and so on, with a sample of what "
+                "it receives; adapters.Pipeline of the results' models puts them together again"
+            )
+            raise ConversionError(f"{path!r}", "module", "Pipeline", why, remedy)
+
+
 def neurons_of(net: nn.Module) -> tuple[str, list[nn.Module]]:
     """The framework of a network's neurons, and these, outermost first.
 
@@ -82,7 +98,7 @@ def neurons_of(net: nn.Module) -> tuple[str, list[nn.Module]]:
 def read_recorded(net: nn.Module, sample: Any, time_dim: int | None) -> Network:
     """Read a network with a forward of its own."""
     framework, neurons = neurons_of(net)
-    owner = adapter(framework)
+    owner = wholes.owner_of(neurons, adapter(framework))
     for path, module in net.named_modules():
         refuse_hooks(module, path)
     recorder = _Recording(net, owner, neurons)
@@ -119,7 +135,6 @@ class _Recording:
                 recurrent.adapter_of(neuron, self.owner).reset(neuron)
         with torch.no_grad():
             found = record(self.net, args, self.leaves)
-        found.grad_modes = []
         rolling.check(found)
         return found
 
@@ -142,13 +157,14 @@ class _Recording:
 
     def other_batch(self, plan: Plan, args: Sequence[Any]) -> Plan:
         """The same for another batch size."""
-        wider = tuple(lengthened(value, 0, 1) for value in args)
+        wider = tuple(lengthened(value, {0: 1}) for value in args)
         try:
             tape = self.tape(wider)
         except (RuntimeError, IndexError, ValueError):
-            return replace(plan, remarks=(_FIXED.format("batch size", len(args[0])),))
+            return replace(plan, remarks=(_FIXED.format("batch size", len(args[0])),), other={0: 1})
         other = steps.plan_of_step(Builder(self.net, self.neurons), tape)
-        return generalised(plan, other, {"step": (args[0].shape, wider[0].shape)})
+        merged = generalised(plan, other, {"step": (args[0].shape, wider[0].shape)})
+        return replace(merged, other={0: 1, 1: 2})  # of [T, B, ...]
 
     def loop(self, args: Sequence[Any]) -> tuple[Plan, str]:
         """A forward that loops over time, or one call that is one step."""
@@ -180,9 +196,8 @@ class _Recording:
             cut = plan.cuts[0]
             axes = [(0,)] if cut is None else [(0, 1), (cut,)]
         for dims in axes:
-            longer = x
-            for dim in dims:
-                longer = lengthened(longer, dim, 1 + dim)
+            more = {dim: 1 + dim for dim in dims}
+            longer = lengthened(x, more)
             try:
                 tape = self.tape((longer,))
             except (RuntimeError, IndexError, ValueError, ConversionError):
@@ -195,7 +210,7 @@ class _Recording:
             constant = plan.steps == other.steps
             cut_short = constant or all(cut is None for cut in plan.cuts)
             remarks = () if len(dims) == 2 or plan.before is not None else _fixed(plan, x, dims)
-            return replace(merged, steps=plan.steps if cut_short else None, remarks=remarks)
+            return replace(merged, steps=plan.steps if cut_short else None, remarks=remarks, other=more)
         return replace(plan, remarks=(_FIXED.format("shape of the input", tuple(x.shape)),))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tracetorch.adapters.base import Building, ConversionError, Note, parameters
+from tracetorch.adapters.base import Building, ConversionError, Note, note_origin, parameters
 from tracetorch.adapters.networks import lifted, recurrent
 from tracetorch.adapters.networks.carrying import share
 from tracetorch.adapters.networks.chain import linked
@@ -18,6 +18,7 @@ from tracetorch.adapters.networks.graphs import Part, Plan
 from tracetorch.adapters.networks.network import Network, Stage
 from tracetorch.adapters.networks.recorded import Recorded, frame_of, graph_of, network_of
 from tracetorch.adapters.registry import adapter, adapter_of, framework_of
+from tracetorch.core.composition import Composition
 from tracetorch.core.graph import Loop, State, rewrite, stepped
 
 Notes = dict[str, Sequence[Note]]
@@ -73,7 +74,7 @@ def write(network: Network, order: Order) -> tuple[Network, Notes]:
 def build_neuron(stage: Stage, order: Order, notes: Notes) -> nn.Module:
     """The target's layer of a neuron, its recurrent connection included."""
     building = Building(f"{stage.name!r}", order.to, order.stock, order.approximate)
-    layer = adapter(order.to).build(stage.spec(), building)
+    layer = _build(stage, order, building)
     tensors = parameters(stage.adapter, stage.inner)
     layer.to(next(iter(tensors.values())).device).train(stage.inner.training)
     if order.share:
@@ -86,6 +87,21 @@ def build_neuron(stage: Stage, order: Order, notes: Notes) -> nn.Module:
     connection = recurrent.connection(stage.inner)
     copied = copy.deepcopy(connection, _memo([connection], order.share))
     return recurrent.build(stage.inner, layer, copied, order.to)
+
+
+def _build(stage: Stage, order: Order, building: Building) -> nn.Module:
+    """The target's layer: a copy of a native one in a native target, else built from its spec."""
+    native: Any = adapter("tracetorch")
+    own = native.is_neuron(stage.inner) and not recurrent.is_recurrent(stage.inner)
+    if own and order.to == "tracetorch" and native.carries(stage.inner, order.stock):
+        stage.spec()  # or the refusal of what cannot be judged
+        carried: nn.Module = native.copied(stage.inner)
+        return carried
+    found = stage.spec()
+    if isinstance(found, Composition):
+        raise native.refusal(found, building)
+    note_origin(found, building)
+    return adapter(order.to).build(found, building)
 
 
 def _memo(modules: Sequence[nn.Module], share: bool) -> dict[int, Any]:

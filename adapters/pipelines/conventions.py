@@ -216,6 +216,22 @@ def _flat(module: nn.Sequential, parts: Sequence[tuple[str, Convention]]) -> lis
     return found
 
 
+def check_stated(module: nn.Module, stated: Convention, what: str) -> None:
+    """Raises `ValueError` where a stated convention contradicts the one that the module's class has."""
+    try:
+        own = convention(module, what)
+    except UnknownConvention:
+        return
+    if _free(own):
+        return
+    whole = [how.kind in ("sequence", "squeezed") for how in (own, stated)]
+    shape = any(whole) and (own.kind, own.time_dim) != (stated.kind, stated.time_dim)
+    if shape or own.explicit != stated.explicit:
+        raise ValueError(
+            f"{what}: stated is {stated}, but it takes {own}. Remedy: the module itself, without adapters.stage"
+        )
+
+
 def given(kind: str, time_dim: int | None, explicit_state: bool) -> Convention:
     """A convention that the user states.
 

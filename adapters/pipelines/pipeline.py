@@ -133,7 +133,21 @@ class Pipeline(Model):
             raise
         except _REFUSALS as error:
             raise SeamError(f"{self._seam(k)}: it gets {_shown(xs)}, and says: {error}") from error
+        self._check_units(k)
         return self._check_output(k, xs, ys)
+
+    def _check_units(self, k: int) -> None:
+        """After stage k has run: what it returns must not be taken for a number in another unit."""
+        if k + 1 == len(self.stages):
+            return
+        # Of a `JaxStage`. Spikes have no unit, and are numbers in that of whatever comes after them.
+        given = getattr(self.stages[k].module, "output_unit", None)
+        taken = getattr(self.stages[k + 1].module, "input_unit", None)
+        if given is not None and taken is not None and str(given) != str(taken):
+            raise SeamError(
+                f"{self._seam(k + 1)}: stage {k} returns numbers in {given}, stage {k + 1} takes them for numbers in "
+                f"{taken}. Remedy: a stage between them that converts them, or the unit taken off in the module"
+            )
 
     def _check_place(self, k: int, stage: Stage, xs: Tensor) -> None:
         for name, tensor in (*stage.module.named_parameters(), *_own_buffers(stage)):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tracetorch.adapters.fusing.twin import Twin
 from tracetorch.adapters.networks.modules import per_step
 from tracetorch.adapters.pipelines import states as kept
-from tracetorch.adapters.pipelines.conventions import Convention, convention, given
+from tracetorch.adapters.pipelines.conventions import Convention, check_stated, convention, given
 from tracetorch.adapters.stateful import SeamError, StateHolder
 from tracetorch.core import folding
 from tracetorch.core.layer import Layer
@@ -51,12 +51,24 @@ class Stage(StateHolder):
     ) -> None:
         super().__init__()
         self.module = module
+        if how is not None and how.stated:
+            check_stated(module, how, what)
         self.convention = convention(module, what) if how is None else how
         self.fold, self.what = fold, what
-        self.places = tuple(kept.places(module))
         # States that go in and out of calls, by path of the module, and what they look like before the first call.
-        self.explicit: dict[str, Any] = dict.fromkeys(path for path, part in self._parts() if part.explicit)
-        self.templates = {path: kept.template(module.get_submodule(path)) for path in self.explicit}
+        self.explicit: dict[str, Any] = {}
+        self.templates: dict[str, Any] = {}
+        self._find_states()
+
+    def _find_states(self) -> None:
+        """Where the states are; a module inside may be another than at the last call."""
+        self.places = tuple(kept.places(self.module))
+        paths = [path for path, part in self._parts() if part.explicit]
+        self.explicit = {path: self.explicit.get(path) for path in paths}
+        self.templates = {
+            path: self.templates[path] if path in self.templates else kept.template(self.module.get_submodule(path))
+            for path in paths
+        }
 
     def _parts(self) -> tuple[tuple[str, Convention], ...]:
         return self.convention.parts or (("", self.convention),)
@@ -113,12 +125,18 @@ class Stage(StateHolder):
         """As of a `StateHolder`; a state of torch's recurrent modules has its batch second."""
         super().check_batch(batch, what, self.convention.state_batch_dim)
 
+    def reset_states(self) -> None:
+        """As of a `StateHolder`."""
+        self._find_states()
+        super().reset_states()
+
     # ---- running -------------------------------------------------------------------------------------------------
 
     def forward(self, xs: Tensor) -> Tensor:
         """xs: [T, B, ...] -> [T, B, ...]; states carry on."""
         if not self.convention.stated:  # SpikingJelly's step_mode may be another since, or there may be hooks
             self.convention = convention(self.module, self.what)
+            self._find_states()
         if self.holds_states:
             self.enter_call()
             self.check_batch(xs.shape[1], self.what)

@@ -74,7 +74,7 @@ def _spike_arguments(spec: NeuronSpec, building: Building) -> tuple[Any, Any]:
         building.note(
             "threshold", f"learned itself, in the source through a {threshold.raw}", gradient="reparametrised"
         )
-    through = spec.threshold_gradient and threshold.learnable
+    through = spec.threshold_gradient and (threshold.learnable or spec.adaptive)
     surrogate = _surrogate_argument(spec, building)
     function: Any = {
         "single": activation.SingleSpike,
@@ -91,9 +91,10 @@ def _spike_arguments(spec: NeuronSpec, building: Building) -> tuple[Any, Any]:
                 )
             building.note("comparison", "u > threshold as u >= the next larger float")
         return function, surrogate
-    if spec.comparison == ">" or through or isinstance(surrogate, SurrogateGradient):
+    floor = spec.clamp == "before_spikes"
+    if floor or spec.comparison == ">" or through or isinstance(surrogate, SurrogateGradient):
         building.note("comparison", f"custom spike_fn: {spec.spike_count}, spike where u {spec.comparison} threshold")
-        return Spike(spec.spike_count, spec.comparison == ">", spec.max_spikes, through), surrogate
+        return Spike(spec.spike_count, spec.comparison == ">", spec.max_spikes, through, floor), surrogate
     return function, surrogate
 
 
@@ -198,6 +199,10 @@ def _refuse(spec: NeuronSpec, building: Building) -> None:
     if spec.reset_gradient == "membrane_stopped" and (spec.reset != "value" or building.stock):
         why = "its reset functions keep or cut the spike, not the membrane"
         raise building.impossible("reset_gradient", spec.reset_gradient, why, "another reset in the source")
+    low = spec.parameters.get("min_v_mem")
+    if spec.clamp == "before_spikes" and (building.stock or spec.adaptive or (low is not None and low.value.any())):
+        why = "sinabs bounds the membrane after the spike test"
+        raise building.impossible("clamp", spec.clamp, why, "stock=False, min_v_mem=0 and a threshold that is fixed")
     _refuse_input(spec, building)
 
 

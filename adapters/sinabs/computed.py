@@ -1,4 +1,4 @@
-"""A sinabs layer that computes any spec with a native order of operations and one membrane (sinabs 3.1.3)."""
+"""A sinabs layer that computes any spec with a native order of operations (sinabs 3.1.3)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tracetorch.core.spec import NeuronSpec
 class Computed(SpecStep, sl.StatefulLayer):
     """A sinabs layer whose step is that of a spec, called as `sinabs.layers.LIF`: [B, T, ...] -> [B, T, ...].
 
-    Its parameters go by the names of the spec, in the source's raw forms. The buffer `v_mem` carries on from call to
-    call; `record_states` fills `recordings`. It starts where the spec says.
+    Its parameters go by the names of the spec, in the source's raw forms. The buffer `v_mem`, with a synapse `i_syn`
+    too, carries on from call to call; `record_states` fills `recordings`. It starts where the spec says.
     """
 
     def __init__(self, spec: NeuronSpec, record_states: bool = False) -> None:
-        super().__init__(state_names=["v_mem"])
+        super().__init__(state_names=list(spec.states))
         self.v_mem: Tensor
         self.take(spec)
         self.record_states = record_states
@@ -32,15 +32,19 @@ class Computed(SpecStep, sl.StatefulLayer):
     def forward(self, input_data: Tensor) -> Tensor:
         """[B, T, ...] -> [B, T, ...]."""
         shape = (input_data.shape[0], *input_data.shape[2:])
-        kept: Tensor = self.v_mem
-        v = kept if kept.shape == shape else self.first(input_data[:, 0])
-        values, outputs, membranes = self.values(), [], []
+        names = self._choices.states
+        states = tuple(getattr(self, name) for name in names)
+        states = states if self.v_mem.shape == shape else self.begin(input_data[:, 0])
+        values, outputs, after = self.values(), [], []
         for x in input_data.unbind(1):
-            output, v = self.advance(x, v, values)
+            output, *kept = self.advance(x, states, values)
+            states = tuple(kept)
             outputs.append(output)
-            membranes.append(v)
-        self.v_mem = v
-        self.recordings = {"v_mem": torch.stack(membranes, 1)} if self.record_states else {}
+            after.append(states)
+        for name, state in zip(names, states, strict=True):
+            setattr(self, name, state)
+        series = zip(names, zip(*after, strict=True), strict=True)
+        self.recordings = {name: torch.stack(each, 1) for name, each in series} if self.record_states else {}
         spikes = torch.stack(outputs, 1)
         self.firing_rate = spikes.mean()
         return spikes
@@ -49,7 +53,8 @@ class Computed(SpecStep, sl.StatefulLayer):
         """As sinabs's, but to where the spec starts."""
         super().reset_states(*args, **kwargs)
         if self.is_state_initialised() and not (args or kwargs):
-            self.v_mem = self.first(self.v_mem)
+            for name, state in zip(self._choices.states, self.begin(self.v_mem), strict=True):
+                setattr(self, name, state)
 
     @property
     def _param_dict(self) -> dict[str, Any]:

@@ -25,6 +25,11 @@ SURROGATES: Mapping[type, tuple[str, tuple[str, ...]]] = {
 }
 
 
+# A trained decay of 0 times threshold / 0 is not a number; times threshold / 2**-60 it is the threshold, and what it
+# leaves of a membrane is far below a rounding.
+_LOWEST = 2.0**-60
+
+
 class SurrogateGradient:
     """A `surrogate_grad_fn` that sinabs has not."""
 
@@ -47,16 +52,22 @@ class Spike:
         strict: with "single", a spike where v > threshold; else where v >= threshold.
         limit: with "limited", the most spikes a step.
         threshold_gradient: whether the surrogate's gradient reaches the threshold too (in sinabs it does not).
+        floor: whether the membrane that is tested is not below 0, as what `min_v_mem=0` makes of it after the test.
     """
 
     required_states = ("v_mem",)
+    floor = False
 
-    def __init__(self, count: str, strict: bool, limit: int | None, threshold_gradient: bool) -> None:
+    def __init__(
+        self, count: str, strict: bool, limit: int | None, threshold_gradient: bool, floor: bool = False
+    ) -> None:
         self.count, self.strict, self.limit, self.threshold_gradient = count, strict, limit, threshold_gradient
+        self.floor = floor
 
     def apply(self, v_mem: Tensor, spike_threshold: Tensor, surrogate_grad_fn: Any) -> Tensor:
         """As the `apply` of sinabs's spike functions."""
         surrogate = named_surrogate(surrogate_grad_fn)
+        v_mem = torch.relu(v_mem) if self.floor else v_mem
         z = v_mem - (spike_threshold if self.threshold_gradient else spike_threshold.detach())
         if self.count == "single":
             return heaviside(z, spike_threshold.detach(), surrogate, strict=self.strict, v=v_mem)
@@ -64,7 +75,8 @@ class Spike:
 
     def __repr__(self) -> str:
         sign = ">" if self.strict else ">="
-        return f"Spike({self.count}, {sign}, limit={self.limit}, threshold_gradient={self.threshold_gradient})"
+        floor = ", floor=True" if self.floor else ""
+        return f"Spike({self.count}, {sign}, limit={self.limit}, threshold_gradient={self.threshold_gradient}{floor})"
 
 
 def named_surrogate(function: Any) -> Surrogate:
@@ -240,8 +252,9 @@ class LIF(_Faithful, sl.LIF):
 
     @property
     def alpha_mem_calculated(self) -> Tensor:
-        """The decay of the membrane in one step."""
-        return self._clamped(super().alpha_mem_calculated)
+        """The decay of the membrane in one step; where a reset divides by it, never quite 0."""
+        alpha = self._clamped(super().alpha_mem_calculated)
+        return alpha.clamp(min=_LOWEST) if self.clamp_alpha and getattr(self.reset_fn, "over_decay", False) else alpha
 
     @property
     def alpha_syn_calculated(self) -> Tensor | None:

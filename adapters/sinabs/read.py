@@ -109,12 +109,13 @@ def _read_lif(layer: Any, values: dict[str, Parameter]) -> NeuronSpec:
     else:
         values.pop("threshold", None)
     gain = "one_minus_decay" if layer.norm_input else "one"
+    bounded = "before_spikes" if getattr(layer.spike_fn, "floor", False) else "after_reset"
     return NeuronSpec(
         form="sinabs.LIF",
         decay="geometric" if "mem_decay" in values else "none",
         synapse=getattr(layer, "synapse", "add_then_decay") if "syn_decay" in values else "none",
         input_gain="value" if "input_gain" in values else gain,
-        clamp="after_reset" if "min_v_mem" in values else "none",
+        clamp=bounded if "min_v_mem" in values else "none",
         parameters=values,
         **choices,
     )

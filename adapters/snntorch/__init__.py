@@ -25,7 +25,9 @@ from torch import nn
 from tracetorch.adapters.networks.modules import nested
 from tracetorch.adapters.snntorch.build import build
 from tracetorch.adapters.snntorch.layers import Leaky, SpikeGrad, Synaptic
-from tracetorch.adapters.snntorch.read import attributes, is_neuron, parts, reset, spec, states, trace
+from tracetorch.adapters.snntorch.parallel import ParallelNeuron
+from tracetorch.adapters.snntorch.read import attributes, is_neuron, reset, spec, states, trace
+from tracetorch.adapters.snntorch.sequences import input_matrix, parts
 
 NAME = "snntorch"
 STEPPED = True
@@ -48,11 +50,13 @@ __all__ = [
     "NAME",
     "STEPPED",
     "Leaky",
+    "ParallelNeuron",
     "SpikeGrad",
     "Synaptic",
     "assemble",
     "attributes",
     "build",
+    "input_matrix",
     "is_neuron",
     "parts",
     "reset",

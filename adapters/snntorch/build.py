@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,10 +12,12 @@ from snntorch import surrogate as stock_surrogates
 from torch import Tensor, nn
 
 from tracetorch.adapters.base import Building, note_quirks, refuse_rare, value_of
+from tracetorch.adapters.losses import formed
 from tracetorch.adapters.simplify import rare, refuse, simplified
+from tracetorch.adapters.snntorch.arguments import set_rc, state_quant
 from tracetorch.adapters.snntorch.computed import computed
 from tracetorch.adapters.snntorch.layers import Leaky, SpikeGrad, Synaptic
-from tracetorch.adapters.snntorch.read import SURROGATES
+from tracetorch.adapters.snntorch.surrogates import SURROGATES
 from tracetorch.core.forms import check_form
 from tracetorch.core.spec import NeuronSpec, Parameter, SpecError
 from tracetorch.functional.surrogates import OpaqueSurrogate
@@ -32,7 +35,7 @@ _OURS: Mapping[str, Any] = {
     "add_then_decay": Synaptic,
     "moving_average": Synaptic,
 }
-_FORMS = ("sinabs.LIF", "tracetorch.LIB", "tracetorch.LI")
+_FORMS = ("sinabs.LIF", "tracetorch.LIB", "tracetorch.LI", "snntorch.LeakyParallel")
 _NEUTRAL = ("bias", "spike_scale", "leak")
 
 
@@ -100,6 +103,10 @@ def _refuse(spec: NeuronSpec, building: Building) -> None:
         why = "snntorch.Synaptic drives its membrane with the current after its decay"
         raise building.impossible("synapse", spec.synapse, why, "to='tracetorch'")
     refuse_rare(spec, building, "snntorch")
+    residual = spec.reset == "value" and spec.reset_timing == "same_step_residual"
+    if spec.inhibition != "none" and residual and spec.form == "snntorch.RLeaky":
+        why = "an RLeaky's neuron that lost takes nothing in at its next step, a Leaky's does"
+        raise building.impossible("inhibition", spec.inhibition, why, "reset_delay=True, or to='tracetorch'")
     for name, neutral in (("bias", 0.0), ("leak", 0.0)):
         parameter = spec.parameters.get(name)
         if parameter is not None and ((parameter.value != neutral).any() or parameter.learnable):
@@ -109,7 +116,7 @@ def _refuse(spec: NeuronSpec, building: Building) -> None:
         decay = spec.parameters.get(name)
         if decay is None:
             continue
-        if decay.raw == "value" and not ((decay.value >= 0) & (decay.value <= 1)).all():
+        if decay.raw == "value" and spec.clamp == "none" and not ((decay.value >= 0) & (decay.value <= 1)).all():
             own = "alpha" if name == "syn_decay" else "beta"
             building.cannot(name, float(decay.value.max()), f"snnTorch clamps {own} to [0, 1]", "a decay in [0, 1]")
         if decay.raw not in ("value", "clamped") and decay.learnable:
@@ -134,7 +141,9 @@ def _ours(spec: NeuronSpec, building: Building) -> nn.Module:
     """A subclass of ours that computes the spec, in the first of `_FORMS` that has all its choices."""
     own = {name: p for name, p in spec.parameters.items() if name not in _NEUTRAL}
     scale = spec.parameters.get("spike_scale")
-    if scale is not None and ((scale.value != 1).any() or scale.learnable):
+    if scale is not None and spec.clamp == "before_spikes":
+        own["spike_scale"] = scale
+    elif scale is not None and ((scale.value != 1).any() or scale.learnable):
         why = "snnTorch has it only with its own resets"
         raise building.impossible("spike_scale", str(scale), why, "spike_scale=1, not learnable, or to='tracetorch'")
     reasons = []
@@ -149,7 +158,11 @@ def _ours(spec: NeuronSpec, building: Building) -> nn.Module:
         if made is None:
             break
         text = "the reset acts once, in the spike's step" if spec.output == "spikes" else "the output is the membrane"
-        building.note("reset", f"custom class tracetorch.adapters.snntorch.{made.__name__}: {text}")
+        text = "the membrane has a lower bound" if spec.clamp != "none" else text
+        building.note(
+            "reset" if spec.clamp == "none" else "clamp",
+            f"custom class tracetorch.adapters.snntorch.{made.__name__}: {text}",
+        )
         if isinstance(spec.surrogate, OpaqueSurrogate):
             building.note("surrogate", f"{spec.surrogate}: your own callable, carried as it is", gradient="opaque")
         layer: nn.Module = made(form)
@@ -222,34 +235,25 @@ def _set_factor(layer: Any, spec: NeuronSpec) -> None:
     layer._graded_spikes_buffer(factor, spec.parameters["spike_scale"].learnable)
 
 
-def _set_rc(layer: Any, spec: NeuronSpec, building: Building) -> None:
-    """R and C of a Lapicque with the decay a and the gain b in a step of 1: the floats nearest 1/b and b/(1-a)."""
-    a, b = value_of(spec, "mem_decay"), value_of(spec, "input_gain")
-    if not ((a < 1) & (b > 0)).all():
-        raise building.impossible("mem_decay", float(a.max()), "R C must be positive", "a decay below 1")
-
-    def near(value: Tensor) -> list[Tensor]:
-        around = [value]
-        for end in (torch.inf, -torch.inf):
-            step = value
-            for _ in range(3):
-                step = torch.nextafter(step, torch.full_like(step, end))
-                around.append(step)
-        return around
-
-    best_r, best_c = b / (1 - a), 1 / b
-    best = torch.full(torch.broadcast_shapes(a.shape, b.shape), torch.inf, dtype=a.dtype)
-    for r in near(b / (1 - a)):
-        for c in near(1 / b):
-            off = (1 - 1 / (r * c) - a).abs() / a.clamp(min=1e-30) + (r * (1 / (r * c)) - b).abs() / b
-            better = off < best
-            best = torch.where(better, off, best)
-            best_r, best_c = torch.where(better, r, best_r), torch.where(better, c, best_c)
-    layer.R, layer.C = best_r, best_c
-    layer.time_step = torch.ones((), dtype=a.dtype)
-    layer.beta = torch.exp(-1 / (best_r * best_c))
-    if best.any():
-        building.note("mem_decay", "R and C give the source's decay and gain to a rounding")
+def _delta_leaky(spec: NeuronSpec, building: Building) -> nn.Module:
+    """A `DeltaLeaky`, whose call always returns a tuple; without `stock` a class of ours, which does not."""
+    spec = formed(spec.replace(form="snntorch.DeltaLeaky"), building)
+    if not building.stock:
+        return computed(spec, building)
+    decay, threshold = spec.parameters["mem_decay"], spec.parameters["threshold"]
+    for name, parameter in (("mem_decay", decay), ("threshold", threshold)):
+        if parameter.raw != "value":
+            raise building.impossible(name, parameter.raw, "DeltaLeaky computes with the number itself", "stock=False")
+    delta = value_of(spec, "threshold")
+    made: nn.Module = snntorch.DeltaLeaky(
+        nn.Parameter(delta) if threshold.learnable else delta,
+        beta=value_of(spec, "mem_decay"),
+        spike_grad=_spike_grad(spec, building),
+        learn_beta=decay.learnable,
+        init_hidden=True,
+    )
+    building.note("form", "a call of DeltaLeaky returns a tuple, whatever `output` says")
+    return made
 
 
 def _stock_layer(spec: NeuronSpec, building: Building, mechanism: tuple[str, bool]) -> nn.Module:
@@ -274,16 +278,19 @@ def _stock_layer(spec: NeuronSpec, building: Building, mechanism: tuple[str, boo
             arguments["learn_alpha"] = _learnable(spec, "syn_decay")
         elif _learnable(spec, "syn_decay"):
             building.cannot("syn_decay", "learnable", "Alpha's learn_alpha raises (1.0.0)", "a constant alpha")
+    arguments |= {"inhibition": spec.inhibition == "winner", "state_quant": state_quant(spec, building)}
     if cls is snntorch.Leaky:
         scale = spec.parameters.get("spike_scale")
         one = torch.ones((), dtype=arguments["threshold"].dtype)
         arguments["graded_spikes_factor"] = one if scale is None else value_of(spec, "spike_scale")
         arguments["learn_graded_spikes_factor"] = scale is not None and scale.learnable
-    layer: Any = cls(**arguments)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Inhibition is an unstable feature")  # of the source, which has it
+        layer: Any = cls(**arguments)
     if cls is not snntorch.Leaky:
         _set_factor(layer, spec)
     if lapicque:
-        _set_rc(layer, spec, building)
+        set_rc(layer, spec, building)
     if isinstance(grad, SpikeGrad):
         grad.layer = layer
     made: nn.Module = layer
@@ -295,8 +302,10 @@ def build(spec: NeuronSpec, building: Building) -> nn.Module:
     spec = simplified(spec)
     if rare(spec) and building.stock:
         raise refuse(spec, building, "snnTorch")
-    if spec.form == "brainpy.LIF" and not building.stock:
+    if rare(spec) or (spec.form == "brainpy.LIF" and not building.stock):
         return computed(spec, building)
+    if spec.spike_test == "change":
+        return _delta_leaky(spec, building)
     _refuse(spec, building)
     note_quirks(spec, building)
     if not building.stock and not (_plain(spec) and _mechanism(spec) is not None):

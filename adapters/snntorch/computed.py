@@ -1,4 +1,4 @@
-"""A snnTorch neuron that computes any spec with a native order of operations and one membrane (snntorch 1.0.0)."""
+"""A snnTorch neuron that computes any spec with a native order of operations (snntorch 1.0.0)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class Computed(SpecStep, snntorch.SpikingNeuron):
     """A snnTorch neuron whose step is that of a spec.
 
     It is called as `snntorch.Leaky`, with `init_hidden`, `output` and the buffer `mem`, which starts where the spec
-    says. Its parameters go by the names of the spec, in the source's raw forms.
+    says; with a synapse as `snntorch.Synaptic`, with the buffer `syn` too. Its parameters go by the names of the spec,
+    in the source's raw forms.
     """
 
     def __init__(self, spec: NeuronSpec) -> None:
@@ -29,18 +30,25 @@ class Computed(SpecStep, snntorch.SpikingNeuron):
         super().__init__(spike_grad=spike_grad, init_hidden=True)
         del self.threshold
         self.take(spec)
-        self.register_buffer("mem", torch.zeros(0), persistent=False)
+        self.mem: Tensor
+        self.stored = {name: {"v_mem": "mem", "i_syn": "syn"}[name] for name in spec.states}
+        for attribute in self.stored.values():
+            self.register_buffer(attribute, torch.zeros(0), persistent=False)
 
-    def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
-        """One step, as `snntorch.Leaky.forward`: spikes, or spikes and membrane."""
-        if mem is not None:
+    def forward(self, input_: Tensor, *given: Tensor, **named: Tensor) -> Any:
+        """One step, as `snntorch.Leaky.forward` or `Synaptic.forward`: spikes, or spikes, current and membrane."""
+        attributes = tuple(self.stored.values())
+        for attribute, state in {**dict(zip(attributes, given, strict=False)), **named}.items():
             if self.init_hidden:
-                raise TypeError("`mem` should not be passed as an argument while `init_hidden=True`")
-            self.mem = mem
+                raise TypeError(f"`{attribute}` should not be passed as an argument while `init_hidden=True`")
+            setattr(self, attribute, state)
+        states = tuple(getattr(self, attribute) for attribute in attributes)
         if self.mem.shape != input_.shape:
-            self.mem = self.first(input_)
-        spikes, self.mem = self.advance(input_, self.mem, self.values())
-        return (spikes, self.mem) if self.output or not self.init_hidden else spikes
+            states = self.begin(input_)
+        spikes, *after = self.advance(input_, states, self.values())
+        for attribute, state in zip(attributes, after, strict=True):
+            setattr(self, attribute, state)
+        return (spikes, *after) if self.output or not self.init_hidden else spikes
 
 
 def computed(spec: NeuronSpec, building: Building) -> nn.Module:

@@ -7,6 +7,7 @@ from typing import Any
 
 import snntorch
 import torch
+from snntorch.functional.quant import StateQuant
 from torch import Tensor, nn
 
 from tracetorch.adapters.base import value_of
@@ -34,6 +35,26 @@ class SpikeGrad:
 
     def __repr__(self) -> str:
         return f"SpikeGrad({self.surrogate}, {'>' if self.strict else '>='})"
+
+
+class StateLevels:
+    """A `state_quant` of given levels: that of `snntorch.functional.quant.state_quant`, as a callable that pickles.
+
+    Args:
+        levels: the values that states are rounded to.
+        dtype: of the result; that of the layer.
+    """
+
+    def __init__(self, levels: tuple[float, ...], dtype: torch.dtype) -> None:
+        self.levels = torch.tensor(levels, dtype=dtype)
+
+    def __call__(self, state: Tensor) -> Tensor:
+        """state, any shape -> the nearest level of each, gradient 1."""
+        rounded: Tensor = StateQuant.apply(state, self.levels)
+        return rounded
+
+    def __repr__(self) -> str:
+        return f"StateLevels({len(self.levels)} from {self.levels.min():.4g} to {self.levels.max():.4g})"
 
 
 def _reset_name(spec: NeuronSpec) -> str:

@@ -8,31 +8,23 @@ from typing import Any, cast
 import numpy as np
 import snntorch
 import torch
-from snntorch import surrogate as stock_surrogates
+from snntorch.functional import quant as stock_quantizers
 from torch import Tensor, nn
 
 from tracetorch.adapters.base import original, readable
 from tracetorch.adapters.snntorch.computed import Computed
-from tracetorch.adapters.snntorch.layers import Leaky, SpikeGrad, Synaptic
+from tracetorch.adapters.snntorch.layers import Leaky, StateLevels, Synaptic
+from tracetorch.adapters.snntorch.parallel import ParallelNeuron
+from tracetorch.adapters.snntorch.surrogates import surrogate_of
 from tracetorch.core.spec import NeuronSpec, Parameter, SpecError
-from tracetorch.functional.surrogates import OpaqueSurrogate, Surrogate
 
-# snntorch.surrogate function -> (our name, {its argument: our parameter})
-SURROGATES: Mapping[str, tuple[str, Mapping[str, str]]] = {
-    "atan": ("atan", {"alpha": "alpha"}),
-    "fast_sigmoid": ("fast_sigmoid", {"slope": "slope"}),
-    "sigmoid": ("sigmoid", {"slope": "slope"}),
-    "straight_through_estimator": ("straight_through", {}),
-    "triangular": ("triangular", {"threshold": "scale"}),
-    "heaviside": ("heaviside", {}),
-    "spike_rate_escape": ("spike_rate_escape", {"beta": "beta", "slope": "slope"}),
-    "SFS": ("sparse_fast_sigmoid", {"slope": "slope", "B": "cutoff"}),
-}
 _OURS = (Leaky, Synaptic)
+DeltaLeaky = snntorch.DeltaLeaky
 # class -> its states: name in the spec -> attribute
 _STATES: Mapping[type, Mapping[str, str]] = {
     snntorch.Leaky: {"v_mem": "mem"},
     snntorch.Lapicque: {"v_mem": "mem"},
+    DeltaLeaky: {"v_mem": "mem"},
     snntorch.Synaptic: {"i_syn": "syn", "v_mem": "mem"},
     snntorch.Alpha: {"i_exc": "syn_exc", "i_inh": "syn_inh", "v_mem": "mem"},
     snntorch.StateLeaky: {},
@@ -65,11 +57,8 @@ _RESETS: Mapping[type, Mapping[tuple[str, bool], tuple[str, str, str]]] = {
 }
 # Why a class cannot be read, and what can be done.
 _REFUSED: Mapping[str, str] = {
-    "LeakyParallel": "it is an nn.RNN with spikes on top: its step multiplies by two matrices and clamps the membrane "
-    "at 0 before the spike test, and 1.0.0 ignores a beta per neuron; tt.fuse leaves it as it is",
+    "LeakyParallel": "it holds an nn.RNN; `tracetorch.adapters.snntorch.parts` gives a matrix and the spec of the rest",
     "LinearLeaky": "it holds an nn.Linear; `tracetorch.adapters.snntorch.parts` gives it and the spec of the rest",
-    "DeltaLeaky": "it emits where the membrane changes, which no other framework's neuron does; use it in place, with "
-    "tt.fuse for the rest of the network",
     "RLeaky": "its spikes return through a matrix; tt.convert ports it as part of a network",
     "RSynaptic": "its spikes return through a matrix; tt.convert ports it as part of a network",
 }
@@ -80,28 +69,6 @@ def is_neuron(module: nn.Module) -> bool:
     return isinstance(module, (snntorch.SpikingNeuron, snntorch.LeakyParallel))
 
 
-def _surrogate(layer: Any) -> tuple[Surrogate, bool]:
-    """The surrogate of a layer and whether its comparison is strict."""
-    function = layer.spike_grad
-    if isinstance(function, SpikeGrad):
-        return function.surrogate, function.strict
-    if getattr(function, "__name__", "") == "_surrogate_bypass":  # surrogate_disable, at construction
-        return Surrogate("zero"), True
-    if getattr(function, "__module__", None) == stock_surrogates.__name__:
-        name = function.__qualname__.split(".")[0]
-        closure = function.__closure__
-        cells = {} if closure is None else dict(zip(function.__code__.co_freevars, closure, strict=True))
-        if name == "custom_surrogate" and set(cells) == {"func"} and callable(cells["func"].cell_contents):
-            return OpaqueSurrogate(function=cells["func"].cell_contents, kind="gradient"), True
-        if name in SURROGATES and set(cells) == set(SURROGATES[name][1]):
-            ours, names = SURROGATES[name]
-            return Surrogate(ours, tuple((names[k], float(cells[k].cell_contents)) for k in names)), True
-    raise SpecError(
-        f"spike_grad={function!r}: only snntorch.surrogate's {', '.join(SURROGATES)} and custom_surrogate can be read; "
-        "a function of your own decides the spikes too, which no other framework knows: tt.fuse traces it as it is"
-    )
-
-
 def _refuse(layer: Any, cls: type) -> None:
     if cls not in _STATES:
         known = ", ".join(known.__name__ for known in _STATES)
@@ -110,13 +77,41 @@ def _refuse(layer: Any, cls: type) -> None:
             f"{cls.__module__}.{cls.__qualname__}: of snnTorch's neurons only {known} can be read"
             + (f"; {why}" if why else "")
         )
-    if layer.inhibition:
-        raise SpecError("inhibition=True: it couples the neurons of a layer; only inhibition=False can be read")
-    if layer.state_quant:
+    if layer.state_quant and cls is snntorch.StateLeaky:
         raise SpecError(
-            f"state_quant={layer.state_quant!r}: no neuron of another framework rounds its states; only "
-            "state_quant=False can be read, and tt.fuse runs the layer as it is"
+            f"state_quant={layer.state_quant!r}: StateLeaky rounds what its convolution gives, and goes on from what "
+            "is not rounded: no state of a step; use state_quant=False, or snntorch.Leaky with reset_mechanism='none'"
         )
+
+
+def _state_levels(layer: Any, dtype: np.dtype[Any]) -> tuple[float, ...] | None:
+    """The levels of `state_quant`: those that its closure holds, or a `StateLevels`. `dtype`: of the parameters.
+
+    Raises:
+        SpecError: another callable; or levels of another dtype, whose states would then be of theirs.
+    """
+    function, levels = layer.state_quant, None
+    if not function:
+        return None
+    if isinstance(function, StateLevels):
+        levels = function.levels
+    elif getattr(function, "__module__", None) == stock_quantizers.__name__:
+        closure = getattr(function, "__closure__", None) or ()
+        cells = dict(zip(function.__code__.co_freevars, closure, strict=True))
+        if set(cells) == {"levels"} and function.__qualname__ == "state_quant.<locals>.inner":
+            levels = cells["levels"].cell_contents
+    if not isinstance(levels, Tensor):
+        raise SpecError(
+            f"state_quant={function!r}: only what snntorch.functional.quant.state_quant gives can be read; a function "
+            "of your own rounds as no spec says: tt.fuse traces it as it is"
+        )
+    found = levels.detach().cpu().numpy()
+    if found.dtype != dtype:
+        raise SpecError(
+            f"state_quant={found.dtype} levels: the layer is {dtype}, so that its states change their dtype; "
+            "make the levels under the layer's dtype (torch.set_default_dtype)"
+        )
+    return tuple(float(level) for level in found)
 
 
 def _reset_choices(layer: Any, cls: type) -> tuple[str, str, str]:
@@ -134,14 +129,15 @@ def _lapicque_numbers(layer: Any) -> dict[str, Parameter]:
     if layer.beta.requires_grad:
         raise SpecError(
             "learn_beta=True: Lapicque computes C from beta once, at construction, so an optimiser changes a beta that "
-            "no step reads, and a second backward pass raises (1.0.0); use learn_beta=False, or snntorch.Leaky"
+            "no step reads, and a second backward pass raises (1.0.0): it cannot be trained in snnTorch itself; use "
+            "learn_beta=False, or snntorch.Leaky"
         )
     rc = layer.R * layer.C
     numbers = {"mem_decay": 1 - layer.time_step / rc, "input_gain": layer.R * (1 / rc) * layer.time_step}
     return {name: Parameter(tensor.detach().cpu().numpy()) for name, tensor in numbers.items()}
 
 
-def _state_leaky(layer: Any, values: dict[str, Parameter]) -> NeuronSpec:
+def state_leaky(layer: Any, values: dict[str, Parameter]) -> NeuronSpec:
     """A convolution with exp(-t/tau) is the step v = exp(-1/tau)*v + x; nothing resets it."""
     if layer.kernel_truncation_steps is not None:
         raise SpecError(
@@ -163,7 +159,7 @@ def _state_leaky(layer: Any, values: dict[str, Parameter]) -> NeuronSpec:
             "learn_graded_spikes_factor=True: StateLeaky multiplies its spikes by it twice (1.0.0), and no parameter "
             "of another neuron trains like that; use learn_graded_spikes_factor=False"
         )
-    surrogate, strict = _surrogate(layer)
+    surrogate, strict = surrogate_of(layer)
     scale = (factor * factor).detach().to(torch.get_default_dtype() if not factor.is_floating_point() else factor.dtype)
     return NeuronSpec(
         form="snntorch.StateLeaky",
@@ -176,15 +172,33 @@ def _state_leaky(layer: Any, values: dict[str, Parameter]) -> NeuronSpec:
     )
 
 
+def _delta_leaky(layer: Any, values: dict[str, Parameter]) -> NeuronSpec:
+    """Of its options it computes beta, unclamped, delta_threshold and spike_grad; the others have no part in it."""
+    surrogate, strict = surrogate_of(layer)
+    if "threshold" not in values:
+        delta = np.asarray(layer.delta_threshold, dtype=values["mem_decay"].value.dtype)
+        values = {**values, "threshold": Parameter(delta)}
+    return NeuronSpec(
+        form="snntorch.DeltaLeaky",
+        comparison=">" if strict else ">=",
+        reset="none",
+        reset_timing="next_step_after_decay",
+        reset_gradient="detached",
+        spike_test="change",
+        surrogate=surrogate,
+        parameters=values,
+    )
+
+
 def spec(layer: nn.Module, dt: float | None = None) -> NeuronSpec:
-    """Read a `Leaky`, `Synaptic`, `Lapicque`, `Alpha` or `StateLeaky`.
+    """Read a `Leaky`, `Synaptic`, `Lapicque`, `Alpha`, `DeltaLeaky` or `StateLeaky`.
 
     Raises:
-        SpecError: another class, `inhibition`, `state_quant`, a spike function of one's own, a `reset_mechanism`
-            changed after construction (snnTorch 1.0.0 then keeps computing the old one), or an option of the class that
-            no step describes; names it.
+        SpecError: another class, a `state_quant` or spike function of one's own, a `reset_mechanism` changed after
+            construction (snnTorch 1.0.0 then keeps computing the old one), or an option of the class that no step
+            describes; names it.
     """
-    if isinstance(layer, Computed):
+    if isinstance(layer, (Computed, ParallelNeuron)):
         return layer.spec
     if isinstance(layer, _OURS):
         raws = {name: parameter.raw for name, parameter in layer.choices.parameters.items()}
@@ -192,13 +206,16 @@ def spec(layer: nn.Module, dt: float | None = None) -> NeuronSpec:
         return layer.choices.replace(parameters=present)
     cls, source = original(layer), layer
     _refuse(source, cls)
-    raws = {"mem_decay": "exp_tau" if cls is snntorch.StateLeaky else "clamped", "syn_decay": "clamped"}
+    raws = {"mem_decay": {snntorch.StateLeaky: "exp_tau", DeltaLeaky: "value"}.get(cls, "clamped")}
+    raws["syn_decay"] = "clamped"
     values = {name: readable(layer, own, raws.get(name, "value")) for name, own in attributes(layer).items()}
     if cls is snntorch.StateLeaky:
-        return _state_leaky(source, values)
+        return state_leaky(source, values)
+    if cls is DeltaLeaky:
+        return _delta_leaky(source, values)
     if cls is snntorch.Lapicque:
         values |= _lapicque_numbers(source)
-    surrogate, strict = _surrogate(source)
+    surrogate, strict = surrogate_of(source)
     reset, timing, gradient = _reset_choices(source, cls)
     if reset == "value":
         values["reset_value"] = Parameter(np.zeros_like(values["threshold"].value))
@@ -211,6 +228,8 @@ def spec(layer: nn.Module, dt: float | None = None) -> NeuronSpec:
         reset=reset,
         reset_timing=timing,
         reset_gradient=gradient,
+        inhibition="winner" if source.inhibition else "none",
+        state_levels=_state_levels(source, values["threshold"].value.dtype),
         surrogate=surrogate,
         parameters=values,
     )
@@ -222,7 +241,12 @@ def attributes(layer: nn.Module) -> Mapping[str, str]:
         return {name: name for name in layer.spec.parameters}
     if isinstance(layer, _OURS):
         return layer.own
+    if isinstance(layer, ParallelNeuron):
+        return {"threshold": "threshold", "spike_scale": "graded_spikes_factor"}
     cls = original(layer)
+    if cls is DeltaLeaky:
+        held = isinstance(cast(Any, layer).delta_threshold, Tensor)
+        return {"mem_decay": "beta", **({"threshold": "delta_threshold"} if held else {})}
     if cls is snntorch.StateLeaky:
         return {"mem_decay": "tau", "threshold": "threshold"} if layer.output else {"mem_decay": "tau"}
     names = {"threshold": "threshold", "spike_scale": "graded_spikes_factor"}
@@ -232,48 +256,45 @@ def attributes(layer: nn.Module) -> Mapping[str, str]:
 
 
 def _stored(layer: nn.Module) -> Mapping[str, str]:
-    return layer.stored if isinstance(layer, _OURS) else _STATES.get(original(layer), {"v_mem": "mem"})
+    return layer.stored if isinstance(layer, (*_OURS, Computed)) else _STATES.get(original(layer), {"v_mem": "mem"})
 
 
 def states(layer: nn.Module) -> tuple[str, ...]:
     """What a call changes."""
+    if isinstance(layer, ParallelNeuron):
+        return ()
+    if original(layer) is DeltaLeaky:
+        return ("mem", "mem_prev")
     own = tuple(_stored(layer).values())
     return (*own, "reset") if own else ("spk",)
 
 
 def reset(layer: nn.Module) -> None:
     """Empty states: the next call makes them zero in the input's shape."""
+    if original(layer) is DeltaLeaky:
+        cast(Any, layer).reset_mem()
+    if original(layer) is DeltaLeaky or isinstance(layer, ParallelNeuron):
+        return
     for attribute in _stored(layer).values():
         state: Any = getattr(layer, attribute)
         setattr(layer, attribute, torch.zeros(0, device=state.device))
 
 
 def trace(layer: nn.Module, xs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Step by step from the zero state; a `StateLeaky` takes the whole sequence at once."""
-    if original(layer) is snntorch.StateLeaky:
+    """Step by step from the zero state; a `StateLeaky` and a `ParallelNeuron` take the whole sequence at once."""
+    if original(layer) is snntorch.StateLeaky or isinstance(layer, ParallelNeuron):
         result = layer(xs)
         outputs, membrane = result if isinstance(result, tuple) else (result, result)
         return outputs, {"v_mem": membrane}
     reset(layer)
     stored = _stored(layer)
     outputs, recorded = [], {name: [] for name in stored}  # type: ignore[var-annotated]
+    given: tuple[Any, ...] = ()
     for x in xs:
-        result = layer(x)
+        if original(layer) is DeltaLeaky and not cast(Any, layer).init_hidden:
+            given = ((layer.mem, layer.mem_prev),)
+        result = layer(x, *given)
         outputs.append(result[0] if isinstance(result, tuple) else result)
         for name, attribute in stored.items():
             recorded[name].append(getattr(layer, attribute))
     return torch.stack(outputs), {name: torch.stack(series) for name, series in recorded.items()}
-
-
-def parts(layer: nn.Module) -> tuple[nn.Linear, NeuronSpec]:
-    """A `snntorch.LinearLeaky` as its matrix, the layer's own, and the spec of the neurons behind it.
-
-    Raises:
-        SpecError: another class, or what `spec` refuses in a `StateLeaky`.
-    """
-    cls, source = original(layer), layer
-    if cls is not snntorch.LinearLeaky:
-        raise SpecError(f"{cls.__module__}.{cls.__qualname__}: only LinearLeaky has parts")
-    names = (("mem_decay", "tau", "exp_tau"), ("threshold", "threshold", "value"))
-    values = {name: readable(layer, own, raw) for name, own, raw in names}
-    return cast(nn.Linear, source.linear), _state_leaky(source, values)

@@ -46,7 +46,9 @@ class Native(LayerSubject):
         return {**super().describe(), "notes": f"SpecNeuron, backend {self.executor!r}"}
 
     def refuse(self, spec: NeuronSpec) -> None:
-        """The forms say what they cannot compute."""
+        """The forms say what they cannot compute; a kernel has no winner among neurons."""
+        if self.executor != "eager" and spec.inhibition != "none":
+            raise Unsupported("inhibition", spec.inhibition, "a kernel's neurons are each by itself")
 
     def make(self, spec: NeuronSpec, building: Building) -> nn.Module:
         """A `SpecNeuron`."""
@@ -65,11 +67,11 @@ class Native(LayerSubject):
         """As `LayerSubject.call`. A kernel runs twice: as users call it, and once more to show its states."""
         native: Any = layer
         if self.executor == "eager":
-            return native.trace(xs)
+            return native.trace(xs, states=self.states)
         before = {name: getattr(native, name) for name in native.state_names}
         with torch.no_grad():
             _, states = unroll(native, [xs], 0, record=True, backend=self.executor)
         for name, state in before.items():
             setattr(native, name, state)
         with tt.backend(self.executor):
-            return native.unroll(xs), states
+            return native.unroll(xs), {name: states[name] for name in self.states}

@@ -18,7 +18,8 @@ class SnnTorch(LayerSubject):
         outputs: list[Tensor] = []
         states: dict[str, list[Tensor]] = {name: [] for name in self.states}
         for x in xs:
-            outputs.append(layer(x))
+            result = layer(x)
+            outputs.append(result[0] if isinstance(result, tuple) else result)  # of a DeltaLeaky
             for name, state in self.final(layer).items():
                 states[name].append(state)
         return torch.stack(outputs), {name: torch.stack(steps) for name, steps in states.items()}

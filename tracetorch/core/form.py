@@ -26,6 +26,8 @@ class Form:
         source: the class or function whose order it is.
         takes: a parameter whose value it does not compute with: for each raw form that it reads, what it takes instead
             of the value, as a function of (raw, dt).
+        rounds: whether it rounds its states to the spec's `state_levels`, where it has some.
+        memory: states that it keeps beside those of the spec, after them, and what each starts from.
         check: raises `SpecError` for combinations of choices that it has no order of operations for.
     """
 
@@ -35,3 +37,5 @@ class Form:
     source: str
     takes: Mapping[str, Mapping[str, Taken]] = field(default_factory=dict)
     check: Callable[[NeuronSpec], None] | None = None
+    rounds: bool = False
+    memory: Mapping[str, float] = field(default_factory=dict)

@@ -22,6 +22,9 @@ from tracetorch.core.spec import NeuronSpec, SpecError
 
 FORMS: Mapping[str, Form] = MappingProxyType({**SNNTORCH, **SINABS, **NATIVE, **SPIKINGJELLY, **NORSE, **BRAINPY})
 
+# Fields whose rare choices a form computes only if it names them.
+ONLY_BY_NAME: Mapping[str, tuple[object, ...]] = {"spike_test": ("membrane",), "inhibition": ("none",)}
+
 
 def check_form(spec: NeuronSpec) -> Form:
     """The form of a spec, after checking that it can compute every choice of the spec.
@@ -32,13 +35,16 @@ def check_form(spec: NeuronSpec) -> Form:
     if spec.form not in FORMS:
         raise SpecError(f"form={spec.form!r} is not known; known: {', '.join(FORMS)}")
     form = FORMS[spec.form]
-    for name, allowed in form.choices.items():
+    for name, allowed in {**ONLY_BY_NAME, **form.choices}.items():
         value = getattr(spec, name)
         if value not in allowed:
             raise SpecError(
                 f"{name}={value!r} cannot be computed in the form {spec.form!r}; it can: "
                 f"{', '.join(repr(a) for a in allowed)}"
             )
+    if spec.state_levels is not None and not form.rounds:
+        able = ", ".join(name for name, other in FORMS.items() if other.rounds)
+        raise SpecError(f"state_levels: the form {spec.form!r} does not round its states; these do: {able}")
     for name, parameter in spec.parameters.items():
         known = form.takes.get(name, COMPUTED)
         if parameter.raw not in known:

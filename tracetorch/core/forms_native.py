@@ -11,13 +11,10 @@ from tracetorch.core.form import Form, Values
 from tracetorch.core.spec import NeuronSpec, SpecError
 from tracetorch.functional.quantizers import round_to_step
 from tracetorch.functional.spikes import heaviside, sigmoid4x
-from tracetorch.functional.surrogates import Surrogate
+from tracetorch.functional.surrogates import SURROGATES, Surrogate
 
-# Surrogates that see the distance to the threshold alone, as a `spike_fn` does.
-OF_DISTANCE = (
-    *("atan", "fast_sigmoid", "sigmoid", "logistic", "straight_through", "triangular", "heaviside", "zero"),
-    *("spike_rate_escape", "sparse_fast_sigmoid", "gaussian", "multi_gaussian"),
-)
+# Surrogates whose width scales with the threshold, of which a `spike_fn` is told a number.
+BY_THRESHOLD = ("single_exponential", "heaviside_window", "periodic_exponential")
 
 
 def _integrate(spec: NeuronSpec, p: Values, x: Tensor, states: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -30,23 +27,45 @@ def _integrate(spec: NeuronSpec, p: Values, x: Tensor, states: tuple[Tensor, ...
     return ((x,) if synapse else ()), decay * mem + drive
 
 
-def _lib(spec: NeuronSpec, p: Values, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-    """mem = beta*mem + x; s = spikes of z = mem - theta + bias; mem = mem - s*theta.
+def _fire(spec: NeuronSpec, z: Tensor, p: Values) -> Tensor:
+    """Spikes of the distance z to a threshold.
 
-    Spikes of the surrogate "logistic", slope 4, are round(sigmoid(4 z)) with the gradient of the sigmoid, and smooth
-    ones sigmoid(4 z); those of another surrogate are 1 where z > 0.
+    Those of the surrogate "logistic", slope 4, are round(sigmoid(4 z)) with the gradient of the sigmoid, and smooth
+    ones sigmoid(4 z); those of another surrogate are 1 where z > 0, or z >= 0.
     """
-    synapse, mem = _integrate(spec, p, x, states)
-    z = mem - p["threshold"]
-    z = z + p["bias"] if "bias" in p else z
     assert spec.surrogate is not None
     if spec.spike_count == "smooth":
-        spikes = sigmoid4x(z)
-    elif spec.surrogate == Surrogate("logistic"):
-        spikes = round_to_step(sigmoid4x(z))
-    else:
-        spikes = heaviside(z, torch.ones_like(z), spec.surrogate).to(z.dtype)
+        return sigmoid4x(z)
+    strict = spec.comparison == ">"
+    if spec.surrogate == Surrogate("logistic") and strict:
+        return round_to_step(sigmoid4x(z))
+    one = torch.ones_like(z)
+    width = one * p["threshold"].detach() if spec.surrogate.name in BY_THRESHOLD else one
+    return heaviside(z, width, spec.surrogate, strict=strict, dtype=z.dtype)
+
+
+def _lib(spec: NeuronSpec, p: Values, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+    """mem = beta*mem + x; s = spikes of z = mem - theta + bias; mem = mem - s*theta."""
+    synapse, mem = _integrate(spec, p, x, states)
+    z = mem - p["threshold"]
+    spikes = _fire(spec, z + p["bias"] if "bias" in p else z, p)
     return (spikes, *synapse, mem - spikes * p["threshold"])
+
+
+def _lit(spec: NeuronSpec, p: Values, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+    """mem = beta*mem + x; up, down = spikes of mem - theta + bias, of -neg_theta - mem - bias, down with its sign.
+
+    The output is up + down, each times its scale if it has one; mem = mem - up*theta - down*neg_theta.
+    """
+    synapse, mem = _integrate(spec, p, x, states)
+    above, below = mem - p["threshold"], -p["neg_threshold"] - mem
+    if "bias" in p:
+        above, below = above + p["bias"], below - p["bias"]
+    up, down = _fire(spec, above, p), -_fire(spec, below, p)
+    scaled_up = up * p["spike_scale"] if "spike_scale" in p else up
+    scaled_down = down * p["neg_scale"] if "neg_scale" in p else down
+    after = mem - up * p["threshold"] - down * p["neg_threshold"]
+    return (scaled_up + scaled_down, *synapse, after)
 
 
 def _li(spec: NeuronSpec, p: Values, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
@@ -55,13 +74,31 @@ def _li(spec: NeuronSpec, p: Values, x: Tensor, *states: Tensor) -> tuple[Tensor
     return (mem, *synapse, mem)
 
 
+def _check_lit(spec: NeuronSpec) -> None:
+    if not spec.signed:
+        raise SpecError(f"neg_threshold: the form {spec.form!r} needs one beside the threshold")
+    _check_lib(spec)
+
+
 def _check_lib(spec: NeuronSpec) -> None:
     chosen = spec.surrogate
     if spec.spike_count == "smooth" and chosen != Surrogate("logistic"):
         raise SpecError(f"surrogate={chosen}: in the form {spec.form!r} a smooth spike is logistic(slope=4)")
-    if chosen is None or chosen.name not in OF_DISTANCE:
-        known = ", ".join(OF_DISTANCE)
-        raise SpecError(f"surrogate={chosen}: {spec.form!r} has those of the distance to the threshold: {known}")
+    if spec.spike_count == "smooth" and spec.comparison != ">":
+        raise SpecError(f"comparison={spec.comparison!r}: in the form {spec.form!r} a smooth spike has '>'")
+    why = refusal_of_surrogate(spec)
+    if why:
+        raise SpecError(f"surrogate={chosen}: {spec.form!r}: {why}")
+
+
+def refusal_of_surrogate(spec: NeuronSpec) -> str:
+    """Why a native layer cannot have the surrogate of a spec; empty if it can."""
+    chosen, threshold = spec.surrogate, spec.parameters["threshold"]
+    if chosen is None or chosen.name not in SURROGATES:
+        return f"a spike_fn of a native layer has one of {', '.join(SURROGATES)}"
+    if chosen.name in BY_THRESHOLD and (spec.signed or threshold.learnable or threshold.value.size != 1):
+        return "a spike_fn is told one number as the threshold that scales it: a constant, the same for all neurons"
+    return ""
 
 
 _COMMON: Mapping[str, tuple[object, ...]] = {
@@ -73,23 +110,27 @@ _COMMON: Mapping[str, tuple[object, ...]] = {
     "dt": (None,),
 }
 
+_FIRING: Mapping[str, tuple[object, ...]] = {
+    **_COMMON,
+    "input_gain": ("one",),
+    "comparison": (">", ">="),
+    "spike_count": ("single", "smooth"),
+    "reset": ("subtract",),
+    "reset_amount": ("threshold",),
+    "reset_timing": ("same_step",),
+    "reset_gradient": ("attached",),
+    "threshold_gradient": (True,),
+}
+_THRESHOLD = ("mem_decay", "syn_decay", "threshold", "bias")
+
 NATIVE: Mapping[str, Form] = {
-    "tracetorch.LIB": Form(
-        _lib,
-        {
-            **_COMMON,
-            "input_gain": ("one",),
-            "comparison": (">",),
-            "spike_count": ("single", "smooth"),
-            "reset": ("subtract",),
-            "reset_amount": ("threshold",),
-            "reset_timing": ("same_step",),
-            "reset_gradient": ("attached",),
-            "threshold_gradient": (True,),
-        },
-        ("mem_decay", "syn_decay", "threshold", "bias"),
-        "tracetorch.snn.LIB, SLIB",
-        check=_check_lib,
+    "tracetorch.LIB": Form(_lib, _FIRING, _THRESHOLD, "tracetorch.snn.LIB, SLIB", check=_check_lib),
+    "tracetorch.LIT": Form(
+        _lit,
+        _FIRING,
+        (*_THRESHOLD, "neg_threshold", "spike_scale", "neg_scale"),
+        "tracetorch.snn.LIT, SLIT, LITS, SLITS",
+        check=_check_lit,
     ),
     "tracetorch.LI": Form(
         _li,

@@ -53,6 +53,11 @@ def _current(spec: NeuronSpec, p: Values, x: Tensor, i: Tensor) -> Tensor:
     return alpha * i + (x if spec.synapse == "decay_then_add" else (1 - alpha) * x)
 
 
+def _tested(spec: NeuronSpec, p: Values, v: Tensor) -> Tensor:
+    """The membrane of the spike test; in a `spike_fn` of ours it may have the lower bound already."""
+    return _clamped(spec, p, v) if spec.clamp == "before_spikes" else v
+
+
 def _lif(spec: NeuronSpec, p: Values, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
     """i = alpha_syn*(i + x); v = alpha*v + (1-alpha)*i; spikes; reset in the same step; relu clamp."""
     *synapse, v = states
@@ -66,7 +71,7 @@ def _lif(spec: NeuronSpec, p: Values, x: Tensor, *states: Tensor) -> tuple[Tenso
     if spec.spike_count == "none":
         output = v
     else:
-        output = _spikes(spec, p["threshold"], v)
+        output = _spikes(spec, p["threshold"], _tested(spec, p, v))
         v = _reset(spec, p, p["threshold"], v, output)
     return (output, *new_synapse, _clamped(spec, p, v))
 
@@ -137,6 +142,7 @@ SINABS: Mapping[str, Form] = {
             "input_gain": ("one", "one_minus_decay", "one_minus_decay_kept"),
             "spike_count": ("single", "multiple", "limited"),
             "reset_amount": ("threshold", "value"),
+            "clamp": ("none", "after_reset"),
         },
         (*_PARAMETERS, "adapt_decay", "adapt_scale"),
         "sinabs.layers.ALIF 3.1.3, layers/functional/alif.py alif_forward_single",

@@ -1,6 +1,7 @@
 """The orders of operations of snnTorch's neurons (snntorch 1.0.0).
 
-r is the spike of the membrane that the previous step stored, a constant in the backward pass.
+r is the spike of the membrane that the previous step stored, a constant in the backward pass. With `state_levels` every
+new state is rounded to the nearest of them, Q, before the spike test; of a winner's inhibition see `_winner`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from tracetorch.core.form import Form, Values
 from tracetorch.core.spec import NeuronSpec, SpecError
+from tracetorch.functional.quantizers import nearest_level
 from tracetorch.functional.spikes import heaviside
 
 
@@ -22,13 +24,29 @@ def _pending(spec: NeuronSpec, p: Values, mem: Tensor) -> Tensor:
     return heaviside(mem - threshold, threshold, spec.surrogate, strict=spec.comparison == ">").detach()
 
 
+def _rounded(spec: NeuronSpec, state: Tensor) -> Tensor:
+    """Q: `state_quant`. A state that is rounded stays so when the class rounds it again for its spike test."""
+    return state if spec.state_levels is None else nearest_level(state, spec.state_levels)
+
+
+def _winner(z: Tensor) -> Tensor:
+    """1 for the first neuron of each sample with the largest z, 0 for the others: `SpikingNeuron.fire_inhibition`."""
+    if z.ndim > 2:
+        raise ValueError(f"inhibition='winner': one neuron of [B, N] wins; a step has shape {list(z.shape)}")
+    return torch.zeros_like(z).scatter(-1, z.argmax(-1, keepdim=True), 1.0)
+
+
 def _fire(spec: NeuronSpec, p: Values, u: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
     """The output, and the membrane after what `reset_delay=False` takes from it."""
     assert spec.surrogate is not None
     threshold = p["threshold"]
-    spikes = heaviside(u - threshold, threshold, spec.surrogate, strict=spec.comparison == ">", v=u)
+    z = u - threshold
+    spikes = heaviside(z, threshold, spec.surrogate, strict=spec.comparison == ">", v=u)
     scale = p.get("spike_scale")
-    output = spikes if scale is None else spikes * scale
+    if spec.inhibition == "winner":
+        output = spikes * _winner(z.detach()).to(spikes.dtype)
+    else:
+        output = spikes if scale is None else spikes * scale
     if spec.reset_timing == "same_step_residual":
         change = (output if scale is None else output / scale) - r
         if spec.reset == "subtract":
@@ -46,7 +64,7 @@ def _leaky(spec: NeuronSpec, p: Values, x: Tensor, mem: Tensor) -> tuple[Tensor,
     u = p["mem_decay"] * mem + x
     if spec.reset == "subtract":
         u = u - r * p["threshold"]
-    return _fire(spec, p, u, r)
+    return _fire(spec, p, _rounded(spec, u), r)
 
 
 def _fed(p: Values, drive: Tensor) -> Tensor:
@@ -62,7 +80,7 @@ def _rleaky(spec: NeuronSpec, p: Values, x: Tensor, mem: Tensor) -> tuple[Tensor
         u = u - r * p["threshold"]
     elif spec.reset == "value":
         u = u - r * _fed(p, p["mem_decay"] * mem + x)
-    return _fire(spec, p, u, r)
+    return _fire(spec, p, _rounded(spec, u), r)
 
 
 def _synaptic(spec: NeuronSpec, p: Values, x: Tensor, syn: Tensor, mem: Tensor) -> tuple[Tensor, ...]:
@@ -78,8 +96,8 @@ def _synaptic(spec: NeuronSpec, p: Values, x: Tensor, syn: Tensor, mem: Tensor) 
         u = u - r * p["threshold"]
     elif spec.reset == "value":
         u = u - base()[1] * r
-    output, u = _fire(spec, p, u, r)
-    return output, current, u
+    output, u = _fire(spec, p, _rounded(spec, u), r)
+    return output, _rounded(spec, current), u
 
 
 def _lapicque(spec: NeuronSpec, p: Values, x: Tensor, mem: Tensor) -> tuple[Tensor, ...]:
@@ -93,7 +111,7 @@ def _lapicque(spec: NeuronSpec, p: Values, x: Tensor, mem: Tensor) -> tuple[Tens
         u = u - r * p["threshold"]
     elif spec.reset == "value":
         u = u - r * base()
-    return _fire(spec, p, u, r)
+    return _fire(spec, p, _rounded(spec, u), r)
 
 
 def _alpha(spec: NeuronSpec, p: Values, x: Tensor, exc: Tensor, inh: Tensor, mem: Tensor) -> tuple[Tensor, ...]:
@@ -112,14 +130,34 @@ def _alpha(spec: NeuronSpec, p: Values, x: Tensor, exc: Tensor, inh: Tensor, mem
         e, i, u = e - e2 * r, i - i2 * r, u - u2 * r
     elif spec.reset == "subtract":
         e, i, u = e - p["threshold"] * r, i - (a * inh - x) * r, u - (-inh) * r
-    output, u = _fire(spec, p, u, r)
-    return output, e, i, u
+    output, u = _fire(spec, p, _rounded(spec, u), r)
+    return output, _rounded(spec, e), _rounded(spec, i), u
 
 
 def _state_leaky(spec: NeuronSpec, p: Values, x: Tensor, mem: Tensor) -> tuple[Tensor, ...]:
     """mem = exp(-1/tau)*mem + x, step by step what the class convolves; s = H(mem - theta), or mem itself."""
     u = p["mem_decay"] * mem + x
     return (u, u) if spec.spike_count == "none" else _fire(spec, p, u, torch.zeros_like(u))
+
+
+def _delta_leaky(spec: NeuronSpec, p: Values, x: Tensor, mem: Tensor) -> tuple[Tensor, ...]:
+    """u = beta*mem + x; s = H(abs(u - mem) - theta); nothing resets it."""
+    assert spec.surrogate is not None
+    u = p["mem_decay"] * mem + x
+    change, threshold = (u - mem).abs(), p["threshold"]
+    return heaviside(change - threshold, threshold, spec.surrogate, strict=spec.comparison == ">", v=change), u
+
+
+def _leaky_parallel(spec: NeuronSpec, p: Values, x: Tensor, mem: Tensor) -> tuple[Tensor, ...]:
+    """u = relu(beta*mem + x); s = H(u - theta); nothing resets it."""
+    u = torch.relu(p["mem_decay"] * mem + x)
+    return _fire(spec, p, u, torch.zeros_like(u))
+
+
+def _bounded_by_zero(spec: NeuronSpec) -> None:
+    low = spec.parameters["min_v_mem"]
+    if low.learnable or low.value.any():
+        raise SpecError(f"min_v_mem={low}: the form {spec.form!r} has a lower bound of 0")
 
 
 # (reset, reset_timing) -> the only reset_gradient of this pair
@@ -166,43 +204,63 @@ _COMMON: Mapping[str, tuple[object, ...]] = {
     "threshold_gradient": (True,),
     "dt": (None,),
 }
+# Of the classes that can also round their states and inhibit their neurons.
+_INHIBITED: Mapping[str, tuple[object, ...]] = {**_COMMON, "inhibition": ("none", "winner")}
 _PARAMETERS = ("mem_decay", "threshold", "spike_scale", "reset_value")
 
 SNNTORCH: Mapping[str, Form] = {
     "snntorch.Leaky": Form(
         _leaky,
-        {**_COMMON, "reset_timing": _timings({**_RESIDUAL, **_LEAKY})},
+        {**_INHIBITED, "reset_timing": _timings({**_RESIDUAL, **_LEAKY})},
         _PARAMETERS,
         "snntorch.Leaky 1.0.0, leaky.py forward, _base_sub, _base_zero, _base_int; neurons.py fire, mem_reset",
         check=_pairs({**_RESIDUAL, **_LEAKY}),
+        rounds=True,
     ),
     "snntorch.RLeaky": Form(
         _rleaky,
-        {**_COMMON, "reset_timing": _timings({**_RESIDUAL, **_DELAYED})},
+        {**_INHIBITED, "reset_timing": _timings({**_RESIDUAL, **_DELAYED})},
         _PARAMETERS,
         "snntorch.RLeaky 1.0.0, rleaky.py forward, _base_sub, _base_zero, _base_int",
         check=_pairs({**_RESIDUAL, **_DELAYED}),
+        rounds=True,
     ),
     "snntorch.Synaptic": Form(
         _synaptic,
-        {**_COMMON, "synapse": ("decay_then_add",), "reset_timing": _timings({**_RESIDUAL, **_DELAYED})},
+        {**_INHIBITED, "synapse": ("decay_then_add",), "reset_timing": _timings({**_RESIDUAL, **_DELAYED})},
         ("syn_decay", *_PARAMETERS),
         "snntorch.Synaptic 1.0.0, synaptic.py forward, _base_sub, _base_zero, _base_int",
         check=_pairs({**_RESIDUAL, **_DELAYED}),
+        rounds=True,
     ),
     "snntorch.Lapicque": Form(
         _lapicque,
-        {**_COMMON, "input_gain": ("value",), "reset_timing": _timings(_DELAYED)},
+        {**_INHIBITED, "input_gain": ("value",), "reset_timing": _timings(_DELAYED)},
         ("input_gain", *_PARAMETERS),
         "snntorch.Lapicque 1.0.0, lapicque.py forward, _base_state_function",
         check=_pairs(_DELAYED),
+        rounds=True,
     ),
     "snntorch.Alpha": Form(
         _alpha,
-        {**_COMMON, "synapse": ("difference_of_exponentials",), "reset_timing": _timings(_DELAYED)},
+        {**_INHIBITED, "synapse": ("difference_of_exponentials",), "reset_timing": _timings(_DELAYED)},
         ("syn_decay", *_PARAMETERS),
         "snntorch.Alpha 1.0.0, alpha.py forward, _base_sub, _base_zero, _base_int",
         check=_pairs(_DELAYED),
+        rounds=True,
+    ),
+    "snntorch.DeltaLeaky": Form(
+        _delta_leaky,
+        {**_COMMON, "reset": ("none",), "spike_test": ("change",)},
+        ("mem_decay", "threshold"),
+        "snntorch.DeltaLeaky 1.0.0, deltaleaky.py forward",
+    ),
+    "snntorch.LeakyParallel": Form(
+        _leaky_parallel,
+        {**_COMMON, "reset": ("none",), "clamp": ("before_spikes",)},
+        ("mem_decay", "threshold", "spike_scale", "min_v_mem"),
+        "snntorch.LeakyParallel 1.0.0, leakyparallel.py forward: a torch.nn.RNN, whose sums are in another order",
+        check=_bounded_by_zero,
     ),
     "snntorch.StateLeaky": Form(
         _state_leaky,

@@ -13,7 +13,15 @@ the membrane, a_s of the synapse, b input gain, theta threshold, rho reset amoun
 With the parameters adapt_decay and adapt_scale the threshold adapts: theta above, also as a reset amount, is then
 threshold + adapt_scale*n, and after the step n = adapt_decay*n + (1 - adapt_decay)*s, from 0. With the parameter
 resistance b is that many times what input_gain says; with surrogate_scale the surrogate is a function of
-(u - theta) / surrogate_scale; with initial_v that is the stored membrane before the first step.
+(u - theta) / surrogate_scale; with initial_v that is the stored membrane before the first step. With `state_levels` u,
+and a current that is kept, are rounded to the nearest of them before the spike test.
+
+With the parameter neg_threshold spikes have two signs: p = count(u - theta + bias), n = -count(-neg_threshold - u -
+bias); the reset subtracts p*theta + n*neg_threshold, the output is spike_scale*p + neg_scale*n (traceTorch LIT, LITS).
+
+With the parameter refractory_time a membrane is held while t - t_last < refractory_time, t = k*dt in step k and t_last
+that of the last spike, all in the layer's own floats (brainpy LIFRef): where it is a whole number of steps, rounding
+decides the last one.
 """
 
 from __future__ import annotations
@@ -83,8 +91,24 @@ CHOICES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "detached": "the spikes of the reset are constants in the backward pass",
             "membrane_stopped": "the membrane in the reset is a constant, the spike is not (brainpy hard reset)",
         },
-        "clamp": {"none": "no lower bound", "after_reset": "v = max(v, min_v_mem) after the reset"},
-        "refractory": {"none": "none", "hold": "the membrane is held for refractory_steps after a spike"},
+        "clamp": {
+            "none": "no lower bound",
+            "after_reset": "v = max(v, min_v_mem) after the reset",
+            "before_spikes": "u = max(u, min_v_mem) before the spikes are counted (snnTorch LeakyParallel)",
+        },
+        "spike_test": {
+            "membrane": "s = count(u - theta)",
+            "change": "s = count(abs(u - v) - theta), v the membrane of the step before (snnTorch DeltaLeaky)",
+        },
+        "inhibition": {
+            "none": "every neuron spikes by itself",
+            "winner": "of the neurons of a sample [B, N] only the first with the largest u - theta may emit, and its "
+            "spike is not scaled; a reset in the next step takes all that were above theta (snnTorch inhibition=True)",
+        },
+        "refractory": {
+            "none": "none",
+            "hold": "the membrane is held for refractory_steps after a spike, or for the parameter refractory_time",
+        },
         "initial_state": {"zero": "v = 0", "leak": "v = leak", "reset_value": "v = reset_value"},
     }
 )
@@ -121,6 +145,15 @@ PARAMETERS = (
     "resistance",
     "surrogate_scale",
     "initial_v",
+    "neg_threshold",
+    "neg_scale",
+    "refractory_time",
+)
+
+
+# Fields that were not there from the beginning, with what a file from before means.
+_LATER: Mapping[str, Any] = MappingProxyType(
+    {"name": None, "value_unit": None, "state_levels": None, "spike_test": "membrane", "inhibition": "none"}
 )
 
 
@@ -232,13 +265,17 @@ class NeuronSpec:
     Args:
         form: the named order of operations in which the source computes it, a key of `tracetorch.core.forms.FORMS`.
         output, synapse, decay, input_gain, comparison, spike_count, reset, reset_amount, reset_timing, reset_gradient,
-            clamp, refractory, initial_state: keys of `CHOICES[field]`.
+            clamp, spike_test, inhibition, refractory, initial_state: keys of `CHOICES[field]`.
         max_spikes: with `spike_count="limited"`, the most spikes a step.
-        refractory_steps: with `refractory="hold"`, its length in time steps.
+        refractory_steps: with `refractory="hold"`, its length in time steps; None where refractory_time gives it.
+        state_levels: the values that the states are rounded to in every step, the nearest, of two as near the first of
+            the tuple, with a gradient of 1; `None`: not rounded. The membrane is rounded before the spike test (what a
+            reset in the same step leaves is not), a synaptic current after the membrane has taken it.
         surrogate: the surrogate gradient; `None` if there are no spikes, or if no gradient flows.
         threshold_gradient: whether the surrogate's gradient also reaches the threshold.
         dt, time_unit: the time step and its unit, where the source has one; `None` means that time is in steps.
         value_unit: the unit of the membrane's numbers, where the source has one: that of its threshold.
+        name: of the layer, where the source gives it one; two specs that differ in it are equal.
         parameters: by the names of `PARAMETERS`.
 
     Raises:
@@ -258,14 +295,18 @@ class NeuronSpec:
     reset_timing: str = "same_step"
     reset_gradient: str = "attached"
     clamp: str = "none"
+    spike_test: str = "membrane"
+    inhibition: str = "none"
     refractory: str = "none"
     refractory_steps: int | None = None
     initial_state: str = "zero"
+    state_levels: tuple[float, ...] | None = None
     surrogate: Surrogate | None = None
     threshold_gradient: bool = True
     dt: float | None = None
     time_unit: str | None = None
     value_unit: str | None = None
+    name: str | None = field(default=None, compare=False)
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -297,6 +338,8 @@ class NeuronSpec:
             ("refractory_steps", ("refractory", "hold")),
         ):
             value, needed = getattr(self, number), getattr(self, choice[0]) == choice[1]
+            if number == "refractory_steps" and "refractory_time" in self.parameters:
+                needed = False
             if needed and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise SpecError(f"{number}={value!r}: {choice[0]}={choice[1]!r} needs an integer of at least 1")
             if not needed and value is not None:
@@ -307,13 +350,22 @@ class NeuronSpec:
             raise SpecError(f"dt={self.dt!r:.60}: must be a finite number above 0")
         if self.dt is not None:
             object.__setattr__(self, "dt", float(self.dt))
+        if self.state_levels is not None:
+            levels = self.state_levels
+            if not isinstance(levels, tuple) or not levels or not all(map(_is_number, levels)):
+                raise SpecError(f"state_levels={levels!r:.60}: must be a tuple of finite numbers, or None")
+            object.__setattr__(self, "state_levels", tuple(float(level) for level in levels))
         for unit in ("time_unit", "value_unit"):
             name = getattr(self, unit)
             if name is not None and not isinstance(name, str):
                 raise SpecError(f"{unit}={name!r:.60}: must be the name of a unit")
+        if self.name is not None and not isinstance(self.name, str):
+            raise SpecError(f"name={self.name!r:.60}: must be a string or None")
         if not isinstance(self.threshold_gradient, bool):
             raise SpecError(f"threshold_gradient={self.threshold_gradient!r}: must be True or False")
         timed = [name for name, p in self.parameters.items() if p.raw in ("exp_dt_tau", "one_minus_dt_rate")]
+        if "refractory_time" in self.parameters and self.dt is None:
+            raise SpecError("dt=None: refractory_time is a time, which needs a dt")
         if timed and self.dt is None:
             raise SpecError(f"dt=None: {timed[0]} has the raw form {self.parameters[timed[0]].raw!r}, which needs a dt")
 
@@ -327,6 +379,13 @@ class NeuronSpec:
             raise SpecError(f"reset_amount={self.reset_amount!r} needs reset='subtract', not {self.reset!r}")
         if self.spike_count in ("multiple", "limited") and self.comparison != ">=":
             raise SpecError(f"comparison={self.comparison!r}: trunc(u / theta) counts from u >= theta")
+        for name, neutral in (("spike_test", "membrane"), ("inhibition", "none")):
+            if getattr(self, name) != neutral and self.spike_count != "single":
+                raise SpecError(f"{name}={getattr(self, name)!r} needs spike_count='single', not {self.spike_count!r}")
+        if self.clamp == "before_spikes" and self.reset != "none":
+            raise SpecError(f"clamp='before_spikes' needs reset='none', not {self.reset!r}")
+        if self.spike_test == "change" and self.reset != "none":
+            raise SpecError(f"spike_test='change' needs reset='none', not {self.reset!r}")
         if self.reset_amount == "threshold_over_decay" and self.decay == "none":
             raise SpecError("reset_amount='threshold_over_decay' needs a decay; with decay='none' it is 'threshold'")
 
@@ -339,12 +398,13 @@ class NeuronSpec:
             "threshold": spiking,
             "reset_amount": self.reset_amount == "value",
             "reset_value": self.reset in ("value", "add_value") or self.initial_state == "reset_value",
-            "min_v_mem": self.clamp == "after_reset",
+            "min_v_mem": self.clamp != "none",
         }
         allowed = {"leak": True, "bias": spiking, "spike_scale": spiking}
         allowed |= {"adapt_decay": spiking, "adapt_scale": spiking}
         allowed |= {"resistance": self.input_gain == "one_minus_decay", "surrogate_scale": spiking}
-        allowed |= {"initial_v": self.initial_state == "zero"}
+        allowed |= {"initial_v": self.initial_state == "zero", "refractory_time": self.refractory == "hold"}
+        allowed |= {"neg_threshold": self._may_be_signed, "neg_scale": self.signed}
         if ("adapt_decay" in self.parameters) != ("adapt_scale" in self.parameters):
             raise SpecError("parameters: an adaptive threshold needs both 'adapt_decay' and 'adapt_scale'")
         for name in PARAMETERS:
@@ -352,6 +412,14 @@ class NeuronSpec:
                 raise SpecError(f"parameters: {name!r} is missing, which these choices need")
             if name in self.parameters and not (needed.get(name) or allowed.get(name)):
                 raise SpecError(f"parameters: {name!r} has no part in these choices")
+
+        scale, residual = self.parameters.get("spike_scale"), self.reset_timing == "same_step_residual"
+        scaled = scale is not None and (scale.learnable or bool((scale.value != 1).any()))
+        if self.inhibition == "winner" and residual and self.reset != "none" and scaled:
+            raise SpecError(
+                f"spike_scale={scale}: with inhibition='winner' a spike is not scaled, but snnTorch divides a reset in "
+                "its own step by the scale; use graded_spikes_factor=1, or reset_delay=True"
+            )
 
     @property
     def states(self) -> tuple[str, ...]:
@@ -365,6 +433,18 @@ class NeuronSpec:
         return "adapt_decay" in self.parameters
 
     @property
+    def signed(self) -> bool:
+        """Whether spikes have two signs, by a threshold for each: `threshold` and `neg_threshold`."""
+        return "neg_threshold" in self.parameters
+
+    @property
+    def _may_be_signed(self) -> bool:
+        """Choices for which the equations of two signs say what happens."""
+        tested = (self.spike_test, self.inhibition) == ("membrane", "none") and not self.adaptive
+        taken = self.reset == "none" or (self.reset, self.reset_amount) == ("subtract", "threshold")
+        return tested and taken and self.spike_count in ("single", "smooth")
+
+    @property
     def stores_before_reset(self) -> bool:
         """Whether the stored membrane is the one before its reset (the reset then belongs to the next step)."""
         return self.reset != "none" and self.reset_timing.startswith("next_step")
@@ -375,7 +455,7 @@ class NeuronSpec:
 
     def differences(self, other: NeuronSpec) -> dict[str, tuple[Any, Any]]:
         """Fields (not parameters, not `form`) in which the two differ: `{field: (mine, theirs)}`."""
-        names = [f.name for f in fields(self) if f.name not in ("form", "parameters")]
+        names = [f.name for f in fields(self) if f.name not in ("form", "parameters", "name")]
         return {n: (getattr(self, n), getattr(other, n)) for n in names if getattr(self, n) != getattr(other, n)}
 
     def to_dict(self) -> dict[str, Any]:
@@ -392,8 +472,8 @@ class NeuronSpec:
                 )
             elif f.name == "surrogate" and value is not None:
                 value = {"name": value.name, "parameters": dict(value.parameters)}
-            if f.name != "value_unit" or value is not None:  # files from before it was a field have none
-                data[f.name] = value
+            if f.name not in _LATER or value != _LATER[f.name]:
+                data[f.name] = list(value) if isinstance(value, tuple) else value
         return data
 
     def to_json(self) -> str:
@@ -408,7 +488,10 @@ class NeuronSpec:
             raise SpecError(f"not a NeuronSpec of version {JSON_VERSION}: {found!r:.100}")
         values = {name: value for name, value in data.items() if name != "version"}
         names = {f.name for f in fields(cls)}
-        values.setdefault("value_unit", None)
+        values = {**_LATER, **values}
+        if isinstance(values["state_levels"], list):
+            _refuse_all_but_numbers(values["state_levels"])
+            values["state_levels"] = tuple(values["state_levels"])
         if set(values) != names:
             raise SpecError(f"fields missing: {sorted(names - set(values))}; unknown: {sorted(set(values) - names)}")
         try:
@@ -434,7 +517,7 @@ class NeuronSpec:
         return cls.from_dict(data)
 
     def __hash__(self) -> int:
-        return hash(self._named()[0])
+        return hash(self.replace(name=None)._named()[0])
 
     def __reduce__(self) -> Any:
         return _restored, self._named()

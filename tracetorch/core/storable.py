@@ -24,7 +24,7 @@ from tracetorch.core.model import Sequential
 from tracetorch.core.spec import NeuronSpec, Parameter, SpecError
 from tracetorch.core.topology import FileError, ModuleRecord, check_fields
 from tracetorch.functional.quantizers import probabilistic_ste, round_ste, stochastic_round_ste
-from tracetorch.functional.spikes import sigmoid4x
+from tracetorch.functional.spikes import sigmoid4x, surrogate_spike
 from tracetorch.functional.surrogates import SURROGATES
 from tracetorch.nn import LIF, LIS, Online
 from tracetorch.nn import Sequential as OnlineSequential
@@ -77,10 +77,11 @@ _INDEX = _or_none(INT)
 SHAPE = _tuple(INT, *range(1, 9))
 
 _FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({"tracetorch.functional.sigmoid4x": sigmoid4x})
-_FUNCTION_MODULES = (nn.Identity, round_ste, stochastic_round_ste, probabilistic_ste)  # as modules they are children
+# As modules they are children.
+_FUNCTION_MODULES = (nn.Identity, round_ste, stochastic_round_ste, probabilistic_ste, surrogate_spike)
 _FUNCTION = Argument(
     "tracetorch.functional.sigmoid4x, torch.nn.Identity(), or of tracetorch.functional round_ste(step_size), "
-    "stochastic_round_ste(step_size) or probabilistic_ste()",
+    "stochastic_round_ste(step_size), probabilistic_ste() or surrogate_spike(name)",
     lambda value: value is None or (type(value) is str and value in _FUNCTIONS),
 )
 
@@ -178,6 +179,15 @@ def _build_online(cls: type[nn.Module], arguments: dict[str, Any], tensors: Tens
     return module
 
 
+def _build_surrogate_spike(
+    cls: type[nn.Module], arguments: dict[str, Any], tensors: Tensors, children: Children
+) -> nn.Module:
+    pairs = arguments.pop("parameters")
+    if children or len(dict(pairs)) != len(pairs):
+        raise FileError(f"parameters={pairs!r:.200}: each name must be there once, and there are no children")
+    return cls(**arguments, **dict(pairs))
+
+
 def _build_recurrent(
     cls: type[nn.Module], arguments: dict[str, Any], tensors: Tensors, children: Children
 ) -> nn.Module:
@@ -201,6 +211,12 @@ def _leaky_arguments(module: nn.Module, names: Sequence[str]) -> dict[str, Any]:
         named = next((n for n, known in _FUNCTIONS.items() if known is function), function)
         arguments[name] = None if type(function) in _FUNCTION_MODULES else named
     return arguments
+
+
+def _surrogate_arguments(module: nn.Module, names: Sequence[str]) -> dict[str, Any]:
+    spike = cast(surrogate_spike, module)
+    named = {"name": spike.surrogate.name, "parameters": spike.surrogate.parameters}
+    return {**_attributes(module, ["threshold", "strict"]), **named}
 
 
 def _spec_arguments(module: nn.Module, names: Sequence[str]) -> dict[str, Any]:
@@ -335,6 +351,7 @@ _SPIKING = {
     "surrogate_parameters": _PAIRS,
     "emits": _one_of("spikes", "distance"),
 }
+_SURROGATE_SPIKE = {"name": _one_of(*SURROGATES), "threshold": FLOAT, "strict": BOOL, "parameters": _PAIRS}
 _SPEC = Argument("an object, a NeuronSpec without the values of its parameters", lambda value: type(value) is dict)
 
 # The name in the file -> its row. Nothing else can be in a file.
@@ -347,6 +364,9 @@ CLASSES: Mapping[str, Row] = MappingProxyType(
         "tracetorch.functional.round_ste": Row(round_ste, {"step_size": FLOAT}),
         "tracetorch.functional.stochastic_round_ste": Row(stochastic_round_ste, {"step_size": FLOAT}),
         "tracetorch.functional.probabilistic_ste": Row(probabilistic_ste, {}),
+        "tracetorch.functional.surrogate_spike": Row(
+            surrogate_spike, _SURROGATE_SPIKE, _build_surrogate_spike, _surrogate_arguments
+        ),
         **{
             f"tracetorch.snn.{cls.__name__}": Row(
                 cls, _FIRING if cls.parts.output.fires else _LEAKY, _build_leaky, _leaky_arguments

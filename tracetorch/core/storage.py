@@ -31,6 +31,7 @@ from tracetorch.core.topology import (
     TensorRecord,
     parse,
 )
+from tracetorch.functional.surrogates import Surrogate
 
 __all__ = ["FileError", "load", "save"]
 
@@ -164,7 +165,8 @@ def _same(a: object, b: object) -> bool:
     a, b = (value.item() if isinstance(value, np.generic) else value for value in (a, b))
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(map(_same, a, b))
-    return a is b or (isinstance(a, (bool, int, float, str, dict, set, slice)) and type(a) is type(b) and a == b)
+    plain = (bool, int, float, str, dict, set, slice, Surrogate)
+    return a is b or (isinstance(a, plain) and type(a) is type(b) and a == b)
 
 
 def _tensor_record(tensor: Tensor, where: str) -> TensorRecord:

@@ -24,6 +24,31 @@ def round_to_step(x: Tensor, step_size: float = 1.0) -> Tensor:
     return _RoundSTE.apply(x, step_size)
 
 
+class _NearestLevel(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, levels: tuple[float, ...]) -> Tensor:
+        nearest, distance = torch.full_like(x, levels[0]), (levels[0] - x).abs()
+        for level in levels[1:]:
+            other = (level - x).abs()
+            nearer = other < distance
+            nearest, distance = torch.where(nearer, level, nearest), torch.where(nearer, other, distance)
+        return nearest
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0].clone(), None
+
+
+def nearest_level(x: Tensor, levels: tuple[float, ...]) -> Tensor:
+    """x, any shape -> the nearest of the levels, of two as near the first of the tuple; gradient 1.
+
+    The distances abs(level - x) are rounded in x's dtype and compared one after the other, as
+    `snntorch.functional.quant.StateQuant` (1.0.0) does by a minimum over them. Where none is less than the first
+    level's (x is infinite or NaN), that is the result.
+    """
+    return _NearestLevel.apply(x, levels)
+
+
 class _Straight(torch.autograd.Function):
     """`value` forward, the gradient of x passed straight through."""
 

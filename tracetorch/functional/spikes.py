@@ -86,6 +86,8 @@ def sigmoid4x(x: Tensor) -> Tensor:
 class surrogate_spike(nn.Module):
     """A hard spike with a named surrogate gradient, as the `spike_fn` of a native layer: 1 where z > 0, else 0.
 
+    With `strict=False` it is 1 where z >= 0, as in sinabs.
+
     The names and defaults are those of `SURROGATES`: snnTorch's `atan`, `fast_sigmoid`, `sigmoid`, `straight_through`,
     `triangular`, `spike_rate_escape`, `sparse_fast_sigmoid`, sinabs's `single_exponential`, `heaviside_window`,
     `gaussian`, `multi_gaussian`, `periodic_exponential`, and `logistic`, the gradient of `sigmoid4x`.
@@ -93,20 +95,23 @@ class surrogate_spike(nn.Module):
     Args:
         name: a key of `SURROGATES`.
         threshold: for surrogates whose width scales with the threshold, which a `spike_fn` does not see.
+        strict: whether a membrane exactly at its threshold does not spike.
         parameters: of the surrogate; missing ones take the source framework's defaults.
 
     Raises:
         ValueError: an unknown name or parameter, or a value that is not a finite number.
     """
 
-    def __init__(self, name: str, threshold: float = 1.0, **parameters: float) -> None:
+    def __init__(self, name: str, threshold: float = 1.0, *, strict: bool = True, **parameters: float) -> None:
         super().__init__()
         self.surrogate = Surrogate(name, tuple(parameters.items()))
         self.threshold = float(threshold)
+        self.strict = strict
 
     def forward(self, z: Tensor) -> Tensor:
         """z, any shape: the distance to the threshold -> spikes of the same shape and dtype."""
-        return heaviside(z, torch.full_like(z, self.threshold), self.surrogate).to(z.dtype)
+        told = torch.full_like(z, self.threshold)
+        return heaviside(z, told, self.surrogate, strict=self.strict, dtype=z.dtype)
 
     def extra_repr(self) -> str:
-        return f"{self.surrogate}"
+        return f"{self.surrogate}" + ("" if self.strict else ", strict=False")

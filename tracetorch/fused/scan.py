@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from tracetorch.core.once import first_only
 from tracetorch.fused import compiler, kernel_c, memory
 from tracetorch.fused.emit_c import BLOCK
 from tracetorch.fused.graph import GraphError
@@ -290,8 +290,11 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        # What `once_differentiable` does takes time, and nothing but `create_graph=True` needs it.
-        return _twice(ctx, *grads) if torch.is_grad_enabled() else _once(ctx, *grads)
+        if not torch.is_grad_enabled():
+            return _once(ctx, *grads)
+        with torch.no_grad():  # under create_graph=True
+            found = _once(ctx, *grads)
+        return first_only("a compiled kernel", found, [*ctx.saved_tensors[: ctx.count], *grads])
 
 
 def _once(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -299,9 +302,6 @@ def _once(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     wanted = ctx.needs_input_grad[3 : 3 + len(ctx.kernel.signature.differentiable_inputs)]
     found = backward(ctx.kernel, ctx.time_dim, wanted, grads, tensors[:count], tensors[count:])
     return (None, None, None, *found)
-
-
-_twice = once_differentiable(_once)
 
 
 def expanded(parameter: Tensor, element: torch.Size, time_dim: int) -> Tensor:
@@ -312,7 +312,6 @@ def expanded(parameter: Tensor, element: torch.Size, time_dim: int) -> Tensor:
     return (parameter if parameter.shape == shape else parameter.expand(shape)).contiguous()
 
 
-@lru_cache(4096)
 def _element(shape: torch.Size, time_dim: int) -> torch.Size:
     """The shape of one step of a sequence."""
     return torch.Size((*shape[:time_dim], *shape[time_dim + 1 :]))

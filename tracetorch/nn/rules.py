@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from tracetorch.core.layer import Layer
@@ -47,6 +47,25 @@ class Latest:
         self.trace, self.sensitivity = trace, sensitivity
 
 
+def _first_only(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward pass that refuses `create_graph=True`.
+
+    What a rule gives is no derivative of what was computed, so a second derivative would mean nothing; torch's own
+    `once_differentiable` leaves it out without a word where the incoming gradient is a constant.
+    """
+
+    @wraps(backward)
+    def refusing(ctx: Any, *grads: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the learning rules average and ottt have no second derivatives: backward with create_graph=True needs "
+                "rule='bptt'"
+            )
+        return backward(ctx, *grads)
+
+    return refusing
+
+
 class _FromAverage(torch.autograd.Function):
     """Forward: what `run` computes. Backward: through the stationary response to the average input.
 
@@ -62,7 +81,7 @@ class _FromAverage(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    @once_differentiable
+    @_first_only
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         signal = grads[0] if ctx.steps is None else grads[0].sum(1)
         _, _, below, *wanted = ctx.needs_input_grad
@@ -125,7 +144,7 @@ class _Carried(torch.autograd.Function):
         return mem.clone()
 
     @staticmethod
-    @once_differentiable
+    @_first_only
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad = grads[0]
         by_weight, *others = ctx.saved_tensors
@@ -145,7 +164,7 @@ class _Instantly(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @once_differentiable
+    @_first_only
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
         return grads[0], grads[0] @ weight, None

@@ -1,25 +1,22 @@
 """The float64 NumPy reference of every spec, its rounding bounds, and the verdicts. No torch."""
 
 from tracetorch.oracle.equations import Equations, OracleError, equations
-from tracetorch.oracle.judge import (
-    Judgement,
-    Recording,
-    bounds,
-    current_bound,
-    explained,
+from tracetorch.oracle.gradient_judge import (
+    GradientJudgement,
+    gradient_bounds,
     gradient_error,
     gradients,
-    judge,
-    roundoff,
-    same_bits,
-    trajectory,
+    judge_gradient,
 )
+from tracetorch.oracle.judge import Judgement, Recording, explained, judge, same_bits, trajectory
 from tracetorch.oracle.lif import Step, Trace, advance, backward, run
+from tracetorch.oracle.rounding import bounds, current_bound, roundoff
 from tracetorch.oracle.simulation import Expected, expected, simulate
 
 __all__ = [
     "Equations",
     "Expected",
+    "GradientJudgement",
     "Judgement",
     "OracleError",
     "Recording",
@@ -32,9 +29,11 @@ __all__ = [
     "equations",
     "expected",
     "explained",
+    "gradient_bounds",
     "gradient_error",
     "gradients",
     "judge",
+    "judge_gradient",
     "roundoff",
     "run",
     "same_bits",

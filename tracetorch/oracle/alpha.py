@@ -7,7 +7,8 @@ constant in the backward pass; k = 1 + ln(a_s) / (ln(a) - ln(a_s)):
     reset none:      e = e1;            n = n1;          w = m1
     reset to zero:   e = (1-r)*e1;      n = (1-r)*n1;    w = (1-r)*m1
     subtract:        e = e1 - r*theta;  n = (1-r)*n1;    w = m1 + r*n, n before the step
-    s = count(w);    output = g*s
+    s = count(w);    output = g*s    (inhibited: one winner's, not scaled)
+    with levels, e, n and w are rounded to them after the step
 
 Backward, K for dL/dw = g*G*surrogate(w), l_e and l_n for dL/de and dL/dn after the step, q and p what is left of e1 and
 n1 (1-r or 1):
@@ -22,13 +23,16 @@ n1 (1-r or 1):
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from tracetorch.oracle.equations import Equations, OracleError, equations
+from tracetorch.oracle.levels import taken
+from tracetorch.oracle.lif import Feedback
 from tracetorch.oracle.raw import RAW, Array
+from tracetorch.oracle.winner import winner
 
 _RESETS = {
     ("subtract", "next_step_after_decay"),
@@ -73,6 +77,8 @@ class Run:
         size_e = np.abs(self.a_s * self.e_before) + np.abs(self.x)
         size_n = np.abs(self.a * self.n_before) + np.abs(self.x)
         both = size_e + size_n
+        if self.eq.levels is not None:
+            return {name: np.zeros(both.shape) for name in ("i_exc", "i_inh", "v_mem")}
         at_w = _ROUNDINGS * (np.abs(self.k) * both + np.abs(self.n_before * self.r)) + self.k_error * both
         return {
             "i_exc": roundoff * 4 * (size_e + np.abs(self.r * self.eq.threshold)) + tiny,
@@ -143,7 +149,20 @@ def rerun(spec: Any, recording: Any) -> Run:
     e, n, w = (_before(recording.states[name].astype(np.float64)) for name in ("i_exc", "i_inh", "v_mem"))
     spikes = recording.outputs.astype(np.float64)
     spikes = spikes if not np.any(eq.g != 1) else spikes / eq.g
-    return Run(**numbers, **_advance(spec, numbers, x, e, n, eq.count(w)), spikes=spikes)
+    plain = eq.unrounded() if eq.levels is not None else eq
+    run = Run(**{**numbers, "eq": plain}, **_advance(spec, numbers, x, e, n, eq.count(w)), spikes=spikes)
+    if eq.levels is None and not eq.inhibited:
+        return run
+    info = np.finfo(recording.x.dtype)
+    bounds, own = run.bounds(float(info.eps) / 2, 16 * float(info.smallest_subnormal)), recording.states
+    if eq.levels is None:  # of equal membranes the subject's roundings decide which one wins
+        stored = own["v_mem"].astype(np.float64)
+        return replace(run, w=np.where(np.abs(stored - run.w) <= bounds["v_mem"], stored, run.w))
+    after = {
+        short: taken(getattr(run, short), bounds[name], eq.levels, own[name].astype(np.float64), float(info.eps) / 2)
+        for short, name in (("e", "i_exc"), ("n", "i_inh"), ("w", "v_mem"))
+    }
+    return replace(run, eq=eq, **after)
 
 
 def follow(spec: Any, x: Array, spikes: Array | None = None) -> Run:
@@ -156,26 +175,37 @@ def follow(spec: Any, x: Array, spikes: Array | None = None) -> Run:
     e = n = fired = np.zeros(x.shape[1:])
     steps = []
     for t, x_t in enumerate(x):
+        eq = numbers["eq"]
         steps.append(_advance(spec, numbers, x_t, e, n, fired))
+        steps[-1].update({name: eq.rounded(steps[-1][name]) for name in ("e", "n", "w")})
         e, n, w = (steps[-1][name] for name in ("e", "n", "w"))
-        fired = numbers["eq"].count(w) if spikes is None else spikes[t]
-        steps[-1]["spikes"] = fired
+        fired = eq.resetting(w, None if spikes is None else spikes[t])
+        steps[-1]["spikes"] = eq.emitted(w) if spikes is None else spikes[t]
     series: dict[str, Any] = {name: np.stack([step[name] for step in steps]) for name in steps[0]}
     return Run(**numbers, **series)
 
 
 def gradients(
-    spec: Any, recording: Any, grad_output: Array, sum_to: Callable[[Array, tuple[int, ...]], Array]
+    spec: Any,
+    recording: Any,
+    grad_output: Array,
+    sum_to: Callable[[Array, tuple[int, ...]], Array],
+    feedback: Feedback | None = None,
 ) -> dict[str, Array]:
     """As `oracle.gradients`: of `x`, and of the raw parameters by name."""
     run = rerun(spec, recording)
     eq, names = run.eq, ("k", "a_s", "a", "theta", "g")
     total = {name: np.zeros(run.x.shape[1:]) for name in names}
     grad_x, l_e, l_n = np.zeros_like(run.x), np.zeros(run.x.shape[1:]), np.zeros(run.x.shape[1:])
+    back = np.zeros(run.x.shape[1:])
     for t in range(len(run.x) - 1, -1, -1):
         e, n, r, q = run.e_before[t], run.n_before[t], run.r[t], run.q[t]
-        at_w = eq.g * grad_output[t] * eq.surrogate(run.w[t])
-        total["g"] += grad_output[t] * run.spikes[t]
+        grad = grad_output[t] + back
+        at_w = eq.g * grad * eq.surrogate(run.w[t])
+        if eq.inhibited:
+            at_w = at_w * winner(run.w[t] - eq.theta)
+        else:
+            total["g"] += grad * run.spikes[t]
         total["theta"] -= (at_w if spec.threshold_gradient else 0.0) + r * l_e
         at_m = q * at_w
         at_e, at_n = q * l_e + run.k * at_m, run.kept[t] * l_n + run.k * at_m
@@ -183,6 +213,8 @@ def gradients(
         total["a_s"] += e * at_e
         total["a"] += n * at_n
         grad_x[t] = at_e - at_n
+        if feedback is not None:
+            back = feedback(t, grad_x[t])
         l_e, l_n = run.a_s * at_e, run.a * at_n + r * at_w
     log_s, log_a = np.log(run.a_s), np.log(run.a)
     squared = (log_a - log_s) ** 2

@@ -12,13 +12,20 @@ computes with the membrane *after* its reset, v, whatever the source stores:
     v = max(v, v_min)
     output = g*s | u
 
+With `clamp="before_spikes"` u is max(u, u_min) from the first line on. With `levels`, u is the nearest of them before
+the spikes are counted, and so is the current that is kept, after the drive has taken it. With `spike_test="change"` the
+spikes are those of abs(u - v). With a winner's inhibition only one neuron of the last dimension emits; a reset in the
+next step is that of every neuron above theta, one in the same step that of the winner.
+
 It starts at v = 0, leak or v_reset, a constant. After a spike it is held for `hold` steps: `refractory_steps`, or one
-step where the step after a spike yields the reset value whatever the input is ("next_step_discards_input").
+step where the step after a spike yields the reset value whatever the input is ("next_step_discards_input"); or while
+t - t_last < `hold_time`, t = k*dt in step k, in floats of that number's own dtype.
 
 A reset by theta applied after the next decay is, in these coordinates, rho = theta / a (with a = 0, a tiny a stands in
 for it, so that a*rho is theta still). snnTorch's `reset_delay=False`
 ("same_step_residual") subtracts r*theta before the spike test, r = (v above theta), and (s - r)*theta after it; with a
-reset to zero, v is set to 0 before the decay where r, and (s - r)*u subtracted after it.
+reset to zero, v is set to 0 before the decay where r (of a neuron with a synapse, and of RLeaky, u is), and (s - r)*u
+subtracted after it.
 """
 
 from __future__ import annotations
@@ -28,8 +35,10 @@ from typing import Any
 
 import numpy as np
 
+from tracetorch.oracle.levels import nearest
 from tracetorch.oracle.raw import RAW, Array
 from tracetorch.oracle.surrogates import DERIVATIVES, PRIMITIVES
+from tracetorch.oracle.winner import winner
 
 
 class OracleError(ValueError):
@@ -60,12 +69,50 @@ class Equations:
     divided: bool  # rho = theta / a: the reset is worth theta after the next decay
     v_reset: Array
     v_min: Array | None
+    u_min: Array | None  # the bound of u itself, before the spikes
     v_first: Array  # at the start, after the reset that a source storing it before would still apply
     hold: int  # steps after a spike in which the membrane is held
+    hold_time: Any  # or the time, float32 or float64 as the spec has it; None
     g: Array
     resistance: Array  # b is that many times 1 - a
     scale: Array  # of the surrogate's argument
     adaptation: Any = None  # an `oracle.adaptive.Adaptation`; then `threshold` and `rho` are [T, ...]
+
+    @property
+    def levels(self) -> Array | None:
+        """The values that the states are rounded to."""
+        given = self.choices.state_levels
+        return None if given is None else np.asarray(given, dtype=np.float64)
+
+    @property
+    def inhibited(self) -> bool:
+        """Whether one neuron of the last dimension alone emits."""
+        return bool(self.choices.inhibition == "winner")
+
+    @property
+    def discards(self) -> bool:
+        """Whether a residual reset to zero takes the whole of u away, its input too, and not v before the decay."""
+        whole = self.choices.synapse != "none" or self.choices.form == "snntorch.RLeaky"
+        return bool(self.residual and self.choices.reset == "value" and whole)
+
+    def unrounded(self) -> Equations:
+        """The same, its states not rounded."""
+        return replace(self, choices=self.choices.replace(state_levels=None))
+
+    def tested(self, u: Array, v: Array) -> Array:
+        """What is held against theta, of a membrane u that was v before the step."""
+        return np.abs(u - v) if self.choices.spike_test == "change" else u
+
+    def emitted(self, test: Array) -> Array:
+        """The spikes that the layer shows, of what is held against theta."""
+        fired = self.count(test)
+        return fired * winner(test - self.theta) if self.inhibited else fired
+
+    def resetting(self, test: Array, emitted: Array | None) -> Array:
+        """The spikes that reset: those emitted; of inhibited neurons that reset in the next step, all."""
+        if self.inhibited and not self.residual:
+            return self.count(test)
+        return self.emitted(test) if emitted is None else emitted
 
     def at(self, t: int) -> Equations:
         """Those of one step."""
@@ -136,12 +183,23 @@ class Equations:
             kept = self.a_s * i + x
         return kept, kept
 
+    def held_in(self, step: Any, last: Array) -> Any:
+        """Where the membrane is held in a step; `last`: the step of the last spike before it, below 0 for none."""
+        if self.hold_time is None:
+            return (last >= 0) & (step - last <= self.hold)
+        dtype = self.hold_time.dtype.type
+        passed = np.asarray(step, dtype=dtype) * dtype(self.choices.dt) - last.astype(dtype) * dtype(self.choices.dt)
+        return (last >= 0) & (passed < self.hold_time)
+
+    def rounded(self, state: Array) -> Array:
+        """The nearest level, where there are levels."""
+        return state if self.levels is None else nearest(state, self.levels)
+
     def held(self, spikes: Array) -> Any:
-        """Where, in a run with these spikes [T, ...], the membrane is held: in the `hold` steps after each of them."""
-        held = np.zeros(spikes.shape, dtype=bool)
-        for lag in range(1, min(self.hold, len(spikes) - 1) + 1):
-            held[lag:] |= spikes[:-lag] > 0
-        return held
+        """Where, in a run with these spikes [T, ...], the membrane is held, by the last spike before every step."""
+        steps = np.arange(len(spikes)).reshape(-1, *[1] * (spikes.ndim - 1))
+        last = np.maximum.accumulate(np.where(spikes > 0, steps, -1), axis=0)
+        return self.held_in(steps, np.concatenate([np.full_like(last[:1], -1), last[:-1]]))
 
     def before_reset(self, v: Array, spikes: Array) -> Array:
         """The inverse of `after_reset` for a subtractive reset: what a source that stores it before the reset shows."""
@@ -179,7 +237,7 @@ def keeps_gain(spec: Any) -> bool:
 
 def _hold(spec: Any) -> int:
     if spec.refractory == "hold":
-        return int(spec.refractory_steps)
+        return int(spec.refractory_steps or 0)
     return 1 if spec.reset_timing == "next_step_discards_input" and spec.reset == "value" else 0
 
 
@@ -190,6 +248,8 @@ def equations(spec: Any) -> Equations:
         OracleError: a choice the oracle has no equations for; names the field and its value.
     """
     _refuse(spec)
+    if spec.signed:
+        raise OracleError("neg_threshold: spikes of two signs have equations only along a recording; see `composed`")
     if spec.adaptive:
         raise OracleError("adapt_decay: a threshold that adapts has equations only along a recording; see `adapted`")
 
@@ -239,9 +299,11 @@ def equations(spec: Any) -> Equations:
         divided=divided,
         v_reset=value("reset_value", 0.0),
         v_min=value("min_v_mem", 0.0) if spec.clamp == "after_reset" else None,
+        u_min=value("min_v_mem", 0.0) if spec.clamp == "before_spikes" else None,
         v_first=first[spec.initial_state],
         hold=_hold(spec),
-        g=value("spike_scale", 1.0),
+        hold_time=spec.parameters["refractory_time"].value if "refractory_time" in spec.parameters else None,
+        g=value("spike_scale", 1.0) if spec.inhibition == "none" else np.ones(()),
         resistance=resistance,
         scale=value("surrogate_scale", 1.0),
     )

@@ -2,22 +2,6 @@
 
 The oracle is restarted from the subject's own state at every step, so an early tie that sends a neuron another way is
 judged once, where it happened, and never again. All steps are therefore independent and computed at once.
-
-Rounding bound. A subject computes w, the membrane of the spike test, in floating point with unit roundoff e (2^-24 for
-float32), in the order of its own form. No form takes more than 8 roundings, each of a magnitude of at most
-
-    M = |a||v| + |a||rho s_before| + |b||j| + |c| + |rho r|,
-
-(the second term for a source that stores its membrane before the reset), so |w_subject - w| <= 8 e M + parameter error:
-a parameter that is itself computed (exp(-1/tau)), be it by the subject alone, is off by a_error roundoffs, which adds
-e a_error (|a||v| + |a||j|), the latter where the gain is 1-a. Frameworks whose raw form is that of 1-a compute
-v - (1-a)*(v - ...), which rounds at the size of |1-a||v| too: |a| + 2|1-a| stands in M for their |a|. A synapse takes
-up to 4 roundings of |a_s||i| + |x|, which reach the drive j. A smooth spike is within slope*|w_subject - w| and 8
-roundoffs of its function's range. A division by theta in a spike count adds e|w|. A stored membrane takes up to 4 more
-roundings, of |w| + |rho s| + |v_min|: the bound of the state. Underflow adds the smallest subnormal a few times.
-
-Where every intermediate result is exactly representable in float32, no rounding happens in any order of
-operations and the bound is 0: an exact tie at the threshold must then be decided as the spec says.
 """
 
 from __future__ import annotations
@@ -29,26 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tracetorch.oracle import alpha
-from tracetorch.oracle.adaptive import adapted, threshold_slack
-from tracetorch.oracle.equations import Equations, OracleError, equations, keeps_gain
-from tracetorch.oracle.lif import Step, Trace, advance, backward
+from tracetorch.oracle import alpha, composed, winner
+from tracetorch.oracle.adaptive import adapted
+from tracetorch.oracle.equations import Equations, OracleError, equations
+from tracetorch.oracle.levels import nearest, taken
+from tracetorch.oracle.lif import Step, Trace, advance, after
 from tracetorch.oracle.raw import RAW, Array
-
-_ROUNDINGS = 8
-_STORE_ROUNDINGS = 4
-
-
-def roundoff(dtype: np.dtype[Any]) -> tuple[float, float]:
-    """The unit roundoff of a dtype, and a few of its smallest subnormals."""
-    info = np.finfo(dtype)
-    return float(info.eps) / 2, 16 * float(info.smallest_subnormal)
-
-
-def _representable(value: Array) -> NDArray[np.bool_]:
-    """In float32: then no rounding happened, in the subject's float32 or float64 as in the oracle's float64."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return np.asarray(value == value.astype(np.float32).astype(np.float64))
+from tracetorch.oracle.rounding import bounds, current_bound, of_sum, representable, roundoff, shifted, slack
 
 
 @dataclass(frozen=True)
@@ -117,10 +88,6 @@ class Judgement:
         return self.unexplained == 0 and self.state_violations == 0
 
 
-def _before(after: Array, first: Array | float = 0.0) -> Array:
-    return np.concatenate([np.broadcast_to(first, after[:1].shape), after[:-1]])
-
-
 def _spike_numbers(eq: Equations, recording: Recording) -> Array:
     if eq.choices.spike_count == "none":
         return np.zeros(recording.x.shape)
@@ -153,98 +120,84 @@ def trajectory(spec: Any, recording: Recording) -> tuple[Equations, Trace, Array
             raise OracleError(f"{name} has shape {list(parameter.value.shape)}, the neurons {list(neurons)}")
     spikes = _spike_numbers(eq, recording)
     stored = recording.states["v_mem"].astype(np.float64)
+    if eq.inhibited:
+        spikes = eq.resetting(stored, spikes)
     # How it is stored is the subject's own choice; the numbers of the reset are those it is judged by.
     v = eq.after_reset(stored, spikes) if recording.spec.stores_before_reset else stored
     if eq.v_min is not None and recording.spec.stores_before_reset:
         v = np.maximum(v, eq.v_min)
     i = recording.states["i_syn"].astype(np.float64) if "i_syn" in recording.states else np.zeros_like(v)
     x = recording.x.astype(np.float64)
-    i_before, v_before, held = _before(i), _before(v, eq.v_first), eq.held(spikes)
+    i_before, v_before, held = shifted(i), shifted(v, eq.v_first), eq.held(spikes)
     with np.errstate(invalid="ignore", over="ignore"):
-        step = advance(eq, x, i_before, v_before, spikes if eq.choices.spike_count != "none" else None, held)
-    return eq, Trace(x, i_before, v_before, step, held), v
+        plain = eq if eq.levels is None else eq.unrounded()
+        step = advance(plain, x, i_before, v_before, spikes if eq.choices.spike_count != "none" else None, held)
+        trace = Trace(x, i_before, v_before, step, held)
+        if eq.levels is not None:
+            trace = replace(trace, step=_on_levels(eq, trace, recording, stored, i))
+        elif eq.inhibited or eq.choices.spike_test == "change":
+            trace = replace(trace, step=_as_stored(eq, trace, recording, stored))
+    return eq, trace, v
 
 
-def current_bound(eq: Equations, trace: Trace, dtype: np.dtype[Any]) -> Array:
-    """The rounding bound of one step of the synaptic current, [T, ...], as derived above."""
-    e, tiny = roundoff(dtype)
-    a_s = np.zeros(()) if eq.a_s is None else np.abs(eq.a_s)
-    through = 1.0 if eq.choices.synapse in ("decay_then_add", "moving_average") else a_s
-    magnitude = a_s * np.abs(trace.i_before) + through * np.abs(trace.x)
-    if eq.choices.synapse == "read_then_decay":
-        magnitude = magnitude + np.abs(trace.i_before) + np.abs(trace.x)
-    return np.asarray(e * (4 + eq.a_s_error) * magnitude + tiny)
+def _as_stored(eq: Equations, trace: Trace, recording: Recording, stored: Array) -> Step:
+    """The step with the subject's own membrane before its reset, where that is within the bound and can be known.
 
-
-def convolution_bound(eq: Equations, trace: Trace, dtype: np.dtype[Any]) -> Array:
-    """What a subject that sums a kernel over its whole past may be off, [T, ...], in this step and the one before.
-
-    Its sum of T products rounds T times at the size of c = sum of a^k |x[t-k]|; its kernel is exp(-k/tau), off by k/tau
-    roundoffs and a few, which a^k makes no more than another T of c.
+    Where two neurons' membranes, or one's in two steps, are equal but for a rounding, it decides which one wins, and
+    whether anything changed.
     """
-    size, c = np.zeros(trace.x.shape[1:]), []
-    for x in trace.x:
-        size = np.abs(eq.a) * size + np.abs(x)
-        c.append(size)
-    return np.asarray(roundoff(dtype)[0] * (4 * len(c) + 32) * np.stack(c))
+    step = trace.step
+    w_bound, v_bound = bounds(eq, trace, recording.x.dtype, recording.outputs.dtype)
+    own, bound = stored, w_bound
+    if not recording.spec.stores_before_reset and eq.choices.reset != "none":
+        own, known = _before_reset(eq, step, stored)
+        bound = np.where(known, v_bound, -1.0)
+    w = np.where(np.abs(own - step.w) <= bound + of_sum(eq, recording), own, step.w)
+    return replace(step, w=w, s=eq.resetting(eq.tested(w, trace.v_before), step.s))
 
 
-def bounds(eq: Equations, trace: Trace, dtype: np.dtype[Any], spikes: np.dtype[Any]) -> tuple[Array, Array]:
-    """The rounding bounds of one step of w and of the stored membrane, [T, ...], as derived above.
+def _before_reset(eq: Equations, step: Step, stored: Array) -> tuple[Array, NDArray[np.bool_]]:
+    """The membrane before a reset in the same step, of the one after it; and where that is known."""
+    change = step.s - step.r
+    if eq.choices.reset == "subtract":
+        return stored + change * eq.rho, np.ones(stored.shape, dtype=bool)
+    return stored / np.where(change == 1, 1.0, 1 - change), change != 1
+
+
+def _on_levels(eq: Equations, trace: Trace, recording: Recording, stored: Array, i: Array) -> Step:
+    """The step with its states on the levels that the subject took, where these are within the bounds.
 
     Args:
-        dtype: of the subject's states.
-        spikes: of its outputs.
+        trace: with the states before they are rounded.
+        stored, i: the subject's states after the step, as it stores them.
     """
-    e, tiny = roundoff(dtype)
-    step = trace.step
-    av, bi = np.abs(eq.a_size * trace.v_before), np.abs(eq.b * step.j)
+    plain, step, levels = eq.unrounded(), trace.step, np.asarray(eq.levels)
+    e, _ = roundoff(recording.x.dtype)
+    bound, _ = bounds(plain, trace, recording.x.dtype, recording.outputs.dtype)
+    joined = of_sum(eq, recording)
+    w_bound = np.broadcast_to(bound + joined, step.w.shape)
+    own = stored
+    if not recording.spec.stores_before_reset and eq.choices.reset != "none":
+        # A reset to 0 leaves nothing of the membrane; then any level that spiked, or did not, as the subject.
+        own, known = _before_reset(eq, step, stored)
+        low, high = step.w - w_bound, step.w + w_bound
+        fits = eq.count(nearest(low, levels)) == step.s
+        any_level = np.where(eq.count(nearest(step.w, levels)) == step.s, step.w, np.where(fits, low, high))
+        own = np.where(known, own, any_level)
+    w = taken(step.w, w_bound, levels, own, e)
+    kept = step.i
     if eq.a_s is not None:
-        bi = bi + np.abs(eq.b) * np.maximum(np.abs(eq.a_s * trace.i_before), np.abs(trace.x))
-    pending = eq.a * eq.rho * _before(step.s) if eq.choices.reset == "subtract" else np.zeros(())
-    magnitude = av + np.abs(pending) + bi + np.abs(eq.c) + np.abs(eq.rho * step.r)
-    gain = np.abs(eq.a_size * eq.resistance * step.j) if eq.choices.input_gain.startswith("one_minus_decay") else 0.0
-    w = e * (_ROUNDINGS * magnitude + eq.a_error * (av + gain) + eq.a_s_error * bi + np.abs(step.w)) + tiny
-    low = 0.0 if eq.v_min is None else np.abs(eq.v_min)
-    v = w + e * _STORE_ROUNDINGS * (np.abs(step.w) + np.abs(eq.rho * step.s) + low + np.abs(eq.v_reset)) + tiny
-    if eq.choices.reset == "subtract" and np.any(eq.a_error):
-        v = v + e * eq.a_error * np.abs(eq.rho * step.s)
-    if spikes != dtype and eq.choices.reset == "subtract":
-        # Spikes are float32 in snnTorch and sinabs, also under a float64 membrane, and torch computes their product
-        # with a threshold of no dimension in float32.
-        coarse = roundoff(spikes)[0]
-        w = w + coarse * (np.abs(pending) + np.abs(eq.rho * step.r))
-        v = v + w + coarse * np.abs(eq.rho * step.s)
-    if eq.adaptation is not None:
-        of_test, of_reset = threshold_slack(eq, step.w, step.s, roundoff(spikes)[0])
-        return w + of_test, v + of_reset
-    decayed, drive = eq.a * trace.v_before, eq.b * step.j
-    parts = [eq.a, eq.b, eq.c, eq.rho, eq.theta, trace.v_before, decayed, step.j, drive, decayed + drive, step.w]
-    parts += [step.w - eq.theta, eq.rho * step.s, step.v, decayed + pending, decayed + pending + drive]
-    parts += [step.w + eq.rho * step.r, *_of_complement(eq, trace)]
-    exact = np.ones(step.w.shape, dtype=bool)
-    for part in parts:
-        exact &= _representable(np.asarray(part))
-    # Lapicque multiplies by R, 1/(R C) and dt one after the other, which rounds where the product would not.
-    if np.any(eq.a_error) or eq.a_s is not None or eq.v_min is not None or eq.choices.form == "snntorch.Lapicque":
-        exact[...] = False
-    return np.where(exact, 0.0, w), np.where(exact, 0.0, v)
-
-
-def _of_complement(eq: Equations, trace: Trace) -> list[Array]:
-    """What a step rounds that computes with 1 - a: v - q*(v - leak) + j or v + q*(j - (v - leak)), q = 1 - a."""
-    q, v, j = 1 - eq.a, trace.v_before, trace.step.j
-    fall, away = q * v - eq.c, v - trace.step.w
-    with np.errstate(invalid="ignore", divide="ignore"):
-        below = np.where(q == 0, v, fall / np.where(q == 0, 1.0, q))
-    return [q * v, fall, v - fall, below, j - v, j - below, j + (v - below), away]
+        i_bound = np.broadcast_to(current_bound(plain, trace, recording.x.dtype) + joined, step.i.shape)
+        kept = taken(step.i, i_bound, levels, i, e)
+    s = eq.resetting(w, step.s)
+    return replace(step, w=w, i=kept, s=s, v=after(eq, w, step.r, s))
 
 
 def _off(value: Array, truth: Array, bound: Array) -> NDArray[np.bool_]:
     """Where value is further than bound from truth; NaN and infinity must agree in place and kind."""
     with np.errstate(invalid="ignore"):
         near = (np.abs(value - truth) <= bound) & np.isfinite(bound) & np.isfinite(truth)
-    return ~(near | (value == truth) | (np.isnan(value) & np.isnan(truth)))
+    return np.asarray(~(near | (value == truth) | (np.isnan(value) & np.isnan(truth))))
 
 
 def judge(spec: Any, recording: Recording) -> Judgement:
@@ -260,36 +213,33 @@ def judge(spec: Any, recording: Recording) -> Judgement:
     if spec.states != recording.spec.states:
         raise OracleError(f"the subject has the states {recording.spec.states}, the spec {spec.states}")
     with np.errstate(all="ignore"):  # NaN and infinity are judged, not warned of
+        if composed.covers(spec):
+            return _judge_composed(spec, recording)
         return (_judge_alpha if alpha.covers(spec) else _judge)(spec, recording)
 
 
 def explained(eq: Equations, spikes: Array, w: Array, bound: Array, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
     """Where spikes are those of a membrane within the bound of w; `dtype`: of the subject's outputs."""
     low, high = eq.count(w - bound), eq.count(w + bound)
+    if eq.inhibited:
+        return winner.explained(spikes, w - eq.theta, _of_distance(eq, w, bound, dtype), low, high)
     if eq.choices.spike_count == "smooth":
         slack = 8 * roundoff(dtype)[0] * np.maximum(np.maximum(np.abs(low), np.abs(high)), 1.0)
         return np.asarray((spikes >= low - slack) & (spikes <= high + slack))
     return np.asarray((spikes >= low) & (spikes <= high) & (spikes == np.trunc(spikes)))
 
 
-def _joined(eq: Equations, recording: Recording) -> Array:
-    """What the sum that makes the input rounds, in the membrane or the current: as `bounds`, at its terms' size."""
-    if recording.terms is None:
-        return np.zeros(())
-    e, tiny = roundoff(recording.x.dtype)
-    gain = np.maximum(np.abs(eq.b), 1.0)
-    return np.asarray(e * _ROUNDINGS * gain * recording.terms.astype(np.float64) + tiny)
+def _of_distance(eq: Equations, w: Array, bound: Array, dtype: np.dtype[Any]) -> Array:
+    """What a subject's w - theta may be off, where its w is within the bound."""
+    z = w - eq.theta
+    return np.asarray(bound + np.where((bound == 0) & representable(z), 0.0, roundoff(dtype)[0] * np.abs(z)))
 
 
 def _judge(spec: Any, recording: Recording) -> Judgement:
     eq, trace, _ = trajectory(spec, recording)
     step = trace.step
-    w_bound, v_bound = bounds(eq, trace, recording.x.dtype, recording.outputs.dtype)
-    joined = _joined(eq, recording)
-    w_bound, v_bound = w_bound + joined, v_bound + joined
-    if recording.spec.form == "snntorch.StateLeaky":
-        summed = convolution_bound(eq, trace, recording.x.dtype)
-        w_bound, v_bound = w_bound + summed, v_bound + summed
+    w_bound, v_bound = slack(eq, trace, recording)
+    joined = of_sum(eq, recording) if eq.levels is None else np.zeros(())
     spikes = _spike_numbers(eq, recording)
     stored = recording.states["v_mem"].astype(np.float64)
     before = recording.spec.stores_before_reset
@@ -308,8 +258,11 @@ def _judge(spec: Any, recording: Recording) -> Judgement:
         unexplained = mismatch
         state_off |= _off(recording.outputs.astype(np.float64), step.w, w_bound)
     else:
-        mismatch = ~(spikes == eq.count(step.w))
-        unexplained = mismatch & ~explained(eq, spikes, step.w, w_bound, recording.outputs.dtype)
+        test = eq.tested(step.w, trace.v_before)
+        if eq.choices.spike_test == "change":
+            w_bound = w_bound + roundoff(recording.x.dtype)[0] * np.where(w_bound == 0, 0.0, np.abs(test))
+        mismatch = ~(spikes == eq.emitted(test))
+        unexplained = mismatch & ~explained(eq, spikes, test, w_bound, recording.outputs.dtype)
     return _judgement(spikes, mismatch, unexplained, state_off, error)
 
 
@@ -320,10 +273,29 @@ def _judge_alpha(spec: Any, recording: Recording) -> Judgement:
     state_off = np.zeros(run.x.shape, dtype=bool)
     for name, truth in (("i_exc", run.e), ("i_inh", run.n), ("v_mem", run.w)):
         state_off |= _off(recording.states[name].astype(np.float64), truth, bounds[name])
-    mismatch = ~(run.spikes == run.eq.count(run.w))
+    mismatch = ~(run.spikes == run.eq.emitted(run.w))
     unexplained = mismatch & ~explained(run.eq, run.spikes, run.w, bounds["v_mem"], recording.outputs.dtype)
     error = np.abs(recording.states["v_mem"].astype(np.float64) - run.w)
     return _judgement(run.spikes, mismatch, unexplained, state_off, error)
+
+
+def _judge_composed(spec: Any, recording: Recording) -> Judgement:
+    """Of spikes of two signs, pairs of traces and traces of the own output: see `oracle.composed`."""
+    e, tiny = roundoff(recording.x.dtype)
+    run = composed.rerun(spec, recording, e, tiny)
+    truth = {composed.STATES.get(name, name): state for name, state in run.tape.new.items()}
+    state_off = np.zeros(run.tape.x.shape, dtype=bool)
+    error = np.zeros(run.tape.x.shape)
+    for name, state in recording.states.items():
+        state_off |= _off(state.astype(np.float64), truth[name], run.bounds[name])
+        error = np.maximum(error, np.abs(state.astype(np.float64) - truth[name]))
+    mismatch = unexplained = np.zeros(run.tape.x.shape, dtype=bool)
+    if spec.spike_count == "single":
+        mismatch = run.mismatch
+        unexplained = mismatch & ~run.explained(e)
+    else:
+        state_off |= _off(recording.outputs.astype(np.float64), run.tape.output, run.bounds["output"])
+    return _judgement(run.tape.up - run.tape.down, mismatch, unexplained, state_off, error)
 
 
 def _judgement(
@@ -350,81 +322,6 @@ def _judgement(
     )
 
 
-def _sum_to(gradient: Array, shape: tuple[int, ...]) -> Array:
-    extra = gradient.ndim - len(shape)
-    gradient = gradient.sum(tuple(range(extra))) if extra else gradient
-    kept = tuple(k for k, size in enumerate(shape) if size == 1 and gradient.shape[k] != 1)
-    return gradient.sum(kept, keepdims=True) if kept else gradient
-
-
-def gradients(spec: Any, recording: Recording, grad_output: NDArray[Any]) -> dict[str, Array]:
-    """Gradients along the subject's own trajectory: of `x` [T, ...], and of the raw parameters of `spec` by name.
-
-    Args:
-        spec: whose gradient: its reset path, its surrogate, its raw forms.
-        recording: what the subject did, from the initial state on.
-        grad_output: dL/doutput, [T, ...].
-    """
-    if grad_output.shape != recording.x.shape:
-        raise OracleError(f"grad_output has shape {list(grad_output.shape)}, the output {list(recording.x.shape)}")
-    with np.errstate(all="ignore"):
-        if alpha.covers(spec):
-            return alpha.gradients(spec, recording, grad_output.astype(np.float64), _sum_to)
-        eq, trace, _ = trajectory(spec, recording)
-        g = backward(eq, trace, grad_output.astype(np.float64))
-        leak: Any = 0.0
-        if "leak" in spec.parameters:
-            leak = RAW[spec.parameters["leak"].raw].value(spec.parameters["leak"].value.astype(np.float64), spec.dt)
-        of_reset = 0.0 if spec.reset_amount == "value" else g["pending"] if eq.divided else g["rho"]
-        of_gain = g["b"] * eq.resistance if spec.input_gain.startswith("one_minus_decay") else 0.0
-        if keeps_gain(spec):  # eq.a_s = (1-a)*a_s
-            own = spec.parameters["syn_decay"]
-            a_s = RAW[own.raw].value(own.value.astype(np.float64), spec.dt)
-            of_gain, g["a_s"] = a_s * g["a_s"], (1 - eq.a) * g["a_s"]
-        by_name = {
-            "mem_decay": g["a"] - of_gain - leak * g["c"],
-            "syn_decay": g["a_s"],
-            "adapt_decay": g["adapt_decay"],
-            "adapt_scale": g["adapt_scale"],
-            "resistance": g["b"] * (1 - eq.a),
-            "surrogate_scale": np.zeros_like(g["b"]),
-            "initial_v": np.zeros_like(g["b"]),
-            "input_gain": g["b"],
-            "leak": (1 - eq.a) * g["c"],
-            "threshold": g["theta"] + of_reset,
-            "bias": -g["theta"],
-            "reset_amount": g["rho"],
-            "reset_value": g["v_reset"],
-            "min_v_mem": g["v_min"],
-            "spike_scale": g["g"],
-        }
-        result = {"x": g["x"]}
-        for name, parameter in spec.parameters.items():
-            slope = RAW[parameter.raw].slope(parameter.value.astype(np.float64), spec.dt)
-            result[name] = np.asarray(_sum_to(by_name[name], parameter.value.shape) * slope)
-    return result
-
-
-def gradient_error(subject: NDArray[Any], truth: Array) -> float:
-    """max|difference| / max|truth| of one tensor; infinite where the subject has NaN and the truth has not.
-
-    Raises:
-        OracleError: shapes that differ, or an empty tensor.
-    """
-    if subject.shape != truth.shape:
-        raise OracleError(f"a gradient of shape {list(subject.shape)} against one of {list(truth.shape)}")
-    if truth.size == 0:
-        raise OracleError("an empty gradient proves nothing")
-    both_nan = np.isnan(subject) & np.isnan(truth)
-    with np.errstate(invalid="ignore", over="ignore"):
-        difference = np.where(both_nan | (subject == truth), 0.0, np.abs(subject.astype(np.float64) - truth))
-    if np.isnan(difference).any():
-        return float("inf")
-    scale = float(np.max(np.where(np.isfinite(truth), np.abs(truth), 0.0)))
-    largest = float(difference.max())
-    return 0.0 if largest == 0 else largest / scale if scale > 0 else float("inf")
-
-
 def same_bits(a: NDArray[Any], b: NDArray[Any]) -> bool:
     """Whether two arrays are identical bit for bit (so -0.0 is not 0.0, and a NaN equals only itself).
 
@@ -444,12 +341,7 @@ __all__ = [
     "Judgement",
     "OracleError",
     "Recording",
-    "Step",
-    "bounds",
-    "current_bound",
     "explained",
-    "gradient_error",
-    "gradients",
     "judge",
     "same_bits",
     "trajectory",

@@ -13,24 +13,33 @@ without branches, `where(v >= 0, v, 0)` in `pos` and `where(v <= 0, v, 0)` in `n
           output = p*pos_scale + n*neg_scale (LIT: both scales 1),  q = p*pos_threshold + n*neg_threshold
           mem_b = mem_b - q/h
 
-f(z) = sigmoid(4z). Q is the identity, or rounds to the nearest integer with the gradient passed straight through.
+f(z) = sigmoid(4z). Q is the identity, or rounds to the nearest integer with the gradient passed straight through: a
+spike where z > 0. With another `surrogate`, f is the smooth spike of that name, and its derivative stands for that of
+the spike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from tracetorch.oracle.lif import Feedback
 from tracetorch.oracle.raw import Array
+from tracetorch.oracle.surrogates import DERIVATIVES, PRIMITIVES
 
 Values = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
 class Native:
-    """Which layer: the letters of its name. `family` is "LI", "LIB", "LIT" or "LITS"; `hard`: Q rounds."""
+    """Which layer: the letters of its name. `family` is "LI", "LIB", "LIT" or "LITS"; `hard`: Q rounds.
+
+    `surrogate` has a name and parameters, as `tracetorch.functional.Surrogate`; None: sigmoid(4z). `inclusive`: a spike
+    where z >= 0.
+    """
 
     family: str
     dual: bool = False
@@ -38,6 +47,24 @@ class Native:
     recurrent: bool = False
     ema: bool = False
     hard: bool = True
+    surrogate: Any = None
+    inclusive: bool = False
+
+    def fires(self, z: Array) -> Array:
+        """Q(f(z)): spikes of the distance z to a threshold."""
+        if self.hard:
+            return np.asarray(z >= 0 if self.inclusive else z > 0, dtype=np.float64)
+        if self.surrogate is None:
+            return np.asarray(0.5 * (1 + np.tanh(2 * z)), dtype=np.float64)
+        return np.asarray(PRIMITIVES[self.surrogate.name](z, **dict(self.surrogate.parameters)), dtype=np.float64)
+
+    def slope(self, z: Array) -> Array:
+        """What stands for the derivative of the spikes."""
+        if self.surrogate is None:
+            smooth = 0.5 * (1 + np.tanh(2 * z))
+            return np.asarray(4 * smooth * (1 - smooth), dtype=np.float64)
+        values = DERIVATIVES[self.surrogate.name](z, np.ones(()), **dict(self.surrogate.parameters))
+        return np.asarray(values, dtype=np.float64)
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -47,7 +74,10 @@ class Native:
 
 @dataclass
 class Tape:
-    """What one step computed: `new` the states after it, and the values that the backward pass reads."""
+    """What one step computed: `new` the states after it, and the values that the backward pass reads.
+
+    `m` is the membrane of the spike test, `up` and `down` its spikes, down with its sign.
+    """
 
     x: Array
     old: dict[str, Array]
@@ -56,6 +86,8 @@ class Tape:
     r: Array = field(default_factory=lambda: np.zeros(()))
     inputs: dict[str, Array] = field(default_factory=dict)
     m: Array = field(default_factory=lambda: np.zeros(()))
+    up: Array = field(default_factory=lambda: np.zeros(()))
+    down: Array = field(default_factory=lambda: np.zeros(()))
     output: Array = field(default_factory=lambda: np.zeros(()))
 
 
@@ -65,30 +97,31 @@ def _mask(branch: str, v: Array) -> Array:
     return passes.astype(np.float64)
 
 
-def _f(z: Array) -> Array:
-    return np.asarray(0.5 * (1 + np.tanh(2 * z)), dtype=np.float64)
+def spikes(kind: Native, p: Values, m: Array) -> tuple[Array, Array]:
+    """Of a membrane: up and down, down with its sign; zero in a family that has none."""
+    if kind.family == "LI":
+        return np.zeros_like(m), np.zeros_like(m)
+    if kind.family == "LIB":
+        return kind.fires(m - p["threshold"] + p["bias"]), np.zeros_like(m)
+    return kind.fires(m - p["pos_threshold"] + p["bias"]), -kind.fires(-p["neg_threshold"] - m - p["bias"])
 
 
-def _slope(z: Array) -> Array:
-    return 4 * _f(z) * (1 - _f(z))
-
-
-def _fire(kind: Native, p: Values, m: Array) -> tuple[Array, Array]:
+def emitted(kind: Native, p: Values, m: Array, up: Array, down: Array) -> tuple[Array, Array]:
     """The output and q, what the reset takes from the membrane."""
-    q = np.round if kind.hard else np.asarray
     if kind.family == "LI":
         return m, np.zeros_like(m)
     if kind.family == "LIB":
-        s = q(_f(m - p["threshold"] + p["bias"]))
-        return s, s * p["threshold"]
-    up, down = q(_f(m - p["pos_threshold"] + p["bias"])), -q(_f(-p["neg_threshold"] - m - p["bias"]))
+        return up, up * p["threshold"]
     scales = (p["pos_scale"], p["neg_scale"]) if kind.family == "LITS" else (1.0, 1.0)
     return up * scales[0] + down * scales[1], up * p["pos_threshold"] + down * p["neg_threshold"]
 
 
-def step(kind: Native, p: Values, x: Array, old: dict[str, Array]) -> Tape:
-    """One time step from the states `old`; parameters `p` by name, each broadcasting against x."""
-    tape = Tape(x, old)
+def step(kind: Native, p: Values, x: Array, old: Mapping[str, Array], fired: tuple[Array, Array] | None = None) -> Tape:
+    """One time step from the states `old`; parameters `p` by name, each broadcasting against x.
+
+    With `fired`, up and down are those in the place of its own.
+    """
+    tape = Tape(x, dict(old))
     new, zero = tape.new, np.zeros_like(x)
     u, r = x, zero
     if kind.synapse:
@@ -108,12 +141,13 @@ def step(kind: Native, p: Values, x: Array, old: dict[str, Array]) -> Tape:
         new[f"{b}mem"] = beta * old.get(f"{b}mem", zero) + (1 - beta if kind.ema else 1) * taken
         tape.inputs[b] = taken
     m = sum((new[f"{b}mem"] for b in kind.branches), zero)
-    output, q = _fire(kind, p, m)
+    up, down = spikes(kind, p, m) if fired is None else fired
+    output, q = emitted(kind, p, m, up, down)
     for b in kind.branches:
         new[f"{b}mem"] = new[f"{b}mem"] - q / len(kind.branches)
     if kind.recurrent:
         new["prev_output"] = output
-    tape.u, tape.r, tape.m, tape.output = u, r, m, output
+    tape.u, tape.r, tape.m, tape.up, tape.down, tape.output = u, r, m, up, down, output
     return tape
 
 
@@ -125,24 +159,23 @@ def run(kind: Native, p: Values, xs: Array) -> list[Tape]:
     return tapes
 
 
-def _fire_backward(kind: Native, p: Values, m: Array, grad: Array, grad_q: Array, total: dict[str, Array]) -> Array:
+def _fire_backward(kind: Native, p: Values, tape: Tape, grad: Array, grad_q: Array, total: dict[str, Array]) -> Array:
     """dL/dm, from dL/doutput and dL/dq; adds the parameters' gradients to `total`."""
-    q = np.round if kind.hard else np.asarray
+    m = tape.m
     if kind.family == "LI":
         return grad
     if kind.family == "LIB":
         z = m - p["threshold"] + p["bias"]
-        grad_z = (grad + grad_q * p["threshold"]) * _slope(z)
-        total["threshold"] += grad_q * q(_f(z)) - grad_z
+        grad_z = (grad + grad_q * p["threshold"]) * kind.slope(z)
+        total["threshold"] += grad_q * tape.up - grad_z
         total["bias"] += grad_z
         return grad_z
     moved = np.zeros_like(m)
-    for name, sign in (("pos", 1.0), ("neg", -1.0)):
+    for name, sign, events in (("pos", 1.0, tape.up), ("neg", -1.0, tape.down)):
         threshold = p[f"{name}_threshold"]
         z = sign * (m + p["bias"]) - threshold
-        events = sign * q(_f(z))
         scale = p[f"{name}_scale"] if kind.family == "LITS" else 1.0
-        grad_z = sign * (grad * scale + grad_q * threshold) * _slope(z)
+        grad_z = sign * (grad * scale + grad_q * threshold) * kind.slope(z)
         total[f"{name}_threshold"] += grad_q * events - grad_z
         if kind.family == "LITS":
             total[f"{name}_scale"] += grad * events
@@ -151,7 +184,9 @@ def _fire_backward(kind: Native, p: Values, m: Array, grad: Array, grad_q: Array
     return moved
 
 
-def backward(kind: Native, p: Values, tapes: list[Tape], grads: Array) -> dict[str, Array]:
+def backward(
+    kind: Native, p: Values, tapes: list[Tape], grads: Array, feedback: Feedback | None = None
+) -> dict[str, Array]:
     """The adjoint of `run`. Back in time, with l, y, k, o for dL/d mem, syn, rec, prev_output after the step:
 
         dL/doutput = G + o;  dL/dq = -sum l_b / h;  dL/dm from `_fire_backward`;  d_b = l_b + dL/dm
@@ -160,6 +195,7 @@ def backward(kind: Native, p: Values, tapes: list[Tape], grads: Array) -> dict[s
 
     Args:
         grads: G, dL/doutput, [T, ...].
+        feedback: as `oracle.lif.backward` has it.
 
     Returns:
         Element-wise gradients: `x` [T, ...], and of every parameter [...], not yet summed to its shape.
@@ -172,7 +208,7 @@ def backward(kind: Native, p: Values, tapes: list[Tape], grads: Array) -> dict[s
         tape = tapes[t]
         old = {name: tape.old.get(name, like) for name in (*carried, "prev_output")}
         grad_q = -sum((carried[f"{b}mem"] for b in kind.branches), like) / len(kind.branches)
-        grad_m = _fire_backward(kind, p, tape.m, grads[t] + o, grad_q, total)
+        grad_m = _fire_backward(kind, p, tape, grads[t] + o, grad_q, total)
         grad_u, grad_r = like, like
         for b in kind.branches:
             d, beta = carried[f"{b}mem"] + grad_m, p[f"{b}beta"]
@@ -188,6 +224,8 @@ def backward(kind: Native, p: Values, tapes: list[Tape], grads: Array) -> dict[s
             o = _trace_backward(kind, p, "rec", "gamma", old, old["prev_output"], grad_r, carried, total)
         if kind.synapse:
             grad_x[t] = _trace_backward(kind, p, "syn", "alpha", old, tape.x, grad_u, carried, total)
+        if feedback is not None:
+            o = o + feedback(t, grad_x[t])
     return {"x": grad_x, **total}
 
 

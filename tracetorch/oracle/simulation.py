@@ -14,9 +14,10 @@ import numpy as np
 from tracetorch.oracle import alpha
 from tracetorch.oracle.adaptive import adapted, along
 from tracetorch.oracle.equations import Equations, equations
-from tracetorch.oracle.judge import Recording, bounds, roundoff, trajectory
+from tracetorch.oracle.judge import Recording, trajectory
 from tracetorch.oracle.lif import Step, Trace, advance, run
 from tracetorch.oracle.raw import Array
+from tracetorch.oracle.rounding import bounds, roundoff
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Expected:
 
     Attributes:
         eq: the equations of the spike test.
-        w: the membrane of the spike test.
+        w: the membrane of the spike test, or its change where that is tested.
         w_bound: its rounding bound.
         states: by name, as the subject stores them.
     """
@@ -54,7 +55,7 @@ def expected(spec: Any, recording: Recording) -> Expected:
             states["i_syn"] = trace.step.i
         if eq.adaptation is not None:
             states["adaptation"] = eq.adaptation.after(trace.step.s)
-    return Expected(eq, trace.step.w, w_bound, states)
+    return Expected(eq, eq.tested(trace.step.w, trace.v_before), w_bound, states)
 
 
 def simulate(spec: Any, x: Array, spikes: Array | None = None) -> tuple[Recording, Equations, Trace]:
@@ -81,7 +82,10 @@ def simulate(spec: Any, x: Array, spikes: Array | None = None) -> tuple[Recordin
         else:
             eq = equations(spec)
             trace = run(eq, x, spikes)
-        outputs = trace.step.w if spec.output == "membrane" else eq.g * trace.step.s
+        emitted = trace.step.s
+        if eq.inhibited and not alpha.covers(spec):
+            emitted = eq.emitted(trace.step.w) if spikes is None else spikes
+        outputs = trace.step.w if spec.output == "membrane" else eq.g * emitted
     states["v_mem"] = trace.step.w if spec.stores_before_reset else trace.step.v
     states.setdefault("i_syn", trace.step.i)
     return Recording(x, outputs, {name: states[name] for name in spec.states}, spec), eq, trace
@@ -89,15 +93,16 @@ def simulate(spec: Any, x: Array, spikes: Array | None = None) -> tuple[Recordin
 
 def _adaptive(spec: Any, x: Array, spikes: Array | None) -> tuple[Equations, Trace, Array]:
     """The equations and the trajectory, and the adaptation after every step."""
-    n = i = left = np.zeros(x.shape[1:])
+    n = i = np.zeros(x.shape[1:])
+    last = np.full(x.shape[1:], -1)
     first = along(spec, n[None]).at(0)
     v = np.broadcast_to(first.v_first, n.shape).astype(np.float64)
     kept, fired = [], []
     for t, x_t in enumerate(x):
         eq = along(spec, n[None]).at(0)
-        step = advance(eq, x_t, i, v, None if spikes is None else spikes[t], left > 0)
+        step = advance(eq, x_t, i, v, None if spikes is None else spikes[t], eq.held_in(t, last))
         i, v, n = step.i, step.v, eq.adaptation.after(step.s)[0]
-        left = np.where(step.s > 0, eq.hold, left - 1)
+        last = np.where(step.s > 0, t, last)
         kept.append(n)
         fired.append(step.s)
     eq = adapted(spec, {"adaptation": np.stack(kept)})

@@ -40,7 +40,7 @@ class SpecNeuron(Layer):
                 self.register_parameter(name, nn.Parameter(tensor))
             else:
                 self.register_buffer(name, tensor)
-        for state in spec.states:
+        for state in (*spec.states, *self._form.memory):
             self.define_state(state)
 
     @property
@@ -69,13 +69,29 @@ class SpecNeuron(Layer):
         raw = cast(Tensor, getattr(self, name))
         return from_raw(raw_form, raw, dt) if takes is None else takes[raw_form](raw, 1.0 if dt is None else dt)
 
+    @property
+    def spec_states(self) -> tuple[str, ...]:
+        """The states that the spec names; a form may keep more beside them."""
+        return self._choices.states
+
     def first_state(self, name: str) -> Tensor | None:
         """The membrane starts at the leak or at the reset value, as a constant, where the spec says so."""
+        if name in self._form.memory:
+            return torch.tensor(self._form.memory[name])
         start = {"leak": "leak", "reset_value": "reset_value"}.get(self._choices.initial_state)
         start = "initial_v" if "initial_v" in self.raw_forms else start
         if name != "v_mem" or start is None or start not in self.raw_forms:
             return None
         return super().value(start).detach()
+
+    def check_input(self, x: Tensor) -> None:
+        """As of a layer; raises `TypeError` too where steps are counted in floats too short for it."""
+        super().check_input(x)
+        if self._form.memory and x.dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"{type(self).__name__}: the input is {x.dtype}, in which no refractory time can be counted; "
+                "convert it to float32"
+            )
 
     def step(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """x, states: any shape that the parameters broadcast against -> output, states after the step."""

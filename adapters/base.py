@@ -32,6 +32,14 @@ class ConversionError(ValueError):
         super().__init__(f"layer {layer}: {field}={value!r}: {why}. Remedy: {remedy}")
 
 
+def no_networks(framework: str, name: str) -> ConversionError:
+    """What `assemble` of a framework raises of which only single layers are built."""
+    return ConversionError(
+        "''", "network", name, f"whole networks of {framework} are not written in this version",
+        f"convert its layers one by one: adapters.build(adapters.spec(layer), {name!r})",
+    )  # fmt: skip
+
+
 def parameters(adapter: Adapter, layer: nn.Module) -> dict[str, Tensor]:
     """The layer's own raw tensors by the parameter names of its spec."""
     return {name: attrgetter(attribute)(layer) for name, attribute in adapter.attributes(layer).items()}

@@ -6,9 +6,11 @@ one sequence; it must give there, run alone, what it gave in the network, or its
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -39,6 +41,7 @@ class _Calls:
 
     xs: list[Tensor] = field(default_factory=list)
     ys: list[Tensor] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
     shown: list[tuple[Tensor, ...]] = field(default_factory=list)
 
 
@@ -50,6 +53,14 @@ class _Run:
     calls: list[_Calls]
     outputs: tuple[Tensor, ...]
     gradients: Mapping[int, Tensor | None] = field(default_factory=dict)
+
+    @cached_property
+    def uses(self) -> Counter[int]:
+        """How many layers have each trainable parameter, by its id; the forward itself counts as one."""
+        named = {**dict(self.network.root.named_parameters()), **dict(self.network.root.named_buffers())}
+        aside = {id(named[name]) for name in self.network.direct if name in named}
+        held = [{id(tensor) for tensor in trainable(stage).values()} for stage in self.network.stages]
+        return Counter(key for ids in (aside, *held) for key in ids)
 
     def gradient(self, tensor: Tensor) -> Tensor:
         """Zero where none arrived."""
@@ -64,12 +75,15 @@ def _hooks(stage: Stage, calls: _Calls) -> tuple[Callable[..., Any], Callable[..
         if torch.is_grad_enabled() and x.is_floating_point() and not x.requires_grad:
             x = x.detach().requires_grad_().clone()  # the forward cut it off: the layer is judged all the same
         calls.xs.append(x)
-        return calls.xs[-1], *args[1:]
+        return x.clone() if getattr(stage.inner, "inplace", False) else x, *args[1:]
 
-    def after(module: Any, args: Any, result: Any) -> None:
+    def after(module: Any, args: Any, result: Any) -> Any:
         y, *shown = result if isinstance(result, tuple) else (result,)
         calls.ys.append(y)
+        calls.versions.append(y._version)
         calls.shown.append(tuple(shown))
+        # The forward may write into what a stateless module gives: into a tensor of its own, so that y is judged.
+        return None if stage.neuron else y.clone()
 
     return before, after
 
@@ -137,6 +151,9 @@ def _observed(run: _Run, number: int, stepped: bool, grad: bool) -> Observed:
     def joined(tensors: Sequence[Tensor]) -> Tensor:
         return _joined(stage, tensors, stepped)
 
+    if any(y._version != version for y, version in zip(own.ys, own.versions, strict=True)):
+        why = "the forward writes into what the layer gave"
+        raise ConversionError(f"{stage.name!r}", "output", "written into", why, "a new tensor: y = y * 2, not y *= 2")
     xs, ys = joined(own.xs), joined(own.ys)
     states: dict[str, Tensor] = {}
     if stage.neuron:
@@ -149,7 +166,9 @@ def _observed(run: _Run, number: int, stepped: bool, grad: bool) -> Observed:
     seen = Observed(stage, (xs,), ys, states, stage.spec() if stage.neuron else None)
     if grad:
         given = (joined([run.gradient(x) for x in own.xs]),) if xs.is_floating_point() else ()
-        learnt = {name: run.gradient(tensor) for name, tensor in trainable(stage).items()}
+        # Of a parameter that is used elsewhere too the gradient is a sum, which no layer can be judged by.
+        alone = {name: tensor for name, tensor in trainable(stage).items() if run.uses[id(tensor)] == 1}
+        learnt = {name: run.gradient(tensor) for name, tensor in alone.items()}
         seen.grad = Gradients(given, joined([run.gradient(y) for y in own.ys]), learnt)
     return seen
 
@@ -207,9 +226,10 @@ def _forward_row(source: _Run, target: _Run, layers: Sequence[LayerRow]) -> Laye
         a.shape == b.shape and a.dtype == b.dtype for a, b in zip(source.outputs, target.outputs, strict=False)
     )
     pairs = list(zip(source.outputs, target.outputs, strict=True)) if same else []
-    difference = max((float((a.detach().double() - b.detach().double()).abs().max()) for a, b in pairs), default=0.0)
+    filled = [(a.detach().double(), b.detach().double()) for a, b in pairs if a.numel()]
+    difference = max((float((a - b).abs().max()) for a, b in filled), default=0.0)
     forward, reason = "exact", source.network.why
-    if not (same and all(equal_bits(a, b) for a, b in pairs)):
+    if not (same and all(not a.numel() or equal_bits(a, b) for a, b in pairs)):
         # Layers that round may lead to other outputs; layers that are all the same bits may not.
         forward = "rounding" if same and any(row.forward == "rounding" for row in layers) else "approximate"
         reason += f"; its outputs differ by up to {difference:.2g}" if same else "; its outputs have another structure"

@@ -83,6 +83,14 @@ class Conversion:
         """Each stage of the source with the target's."""
         yield from zip(self._source.stages, self._target.stages, strict=True)
 
+    def modules(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        """Each module of the source's that is called with the target's, before and after the time steps too."""
+        for mine, made in self.pairs():
+            yield mine.inner, made.inner
+        if self._source.plan is not None and self._target.plan is not None:
+            for path, module in self._source.plan.modules.items():
+                yield module, self._target.plan.modules[path]
+
     def verify(
         self, x: Any, grad: bool = True, carry_back: bool = False, *, modal: frozenset[int] = frozenset()
     ) -> Agreement:

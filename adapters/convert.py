@@ -17,6 +17,7 @@ from tracetorch.adapters.networks.recorded import Recorded, check_other_shape
 from tracetorch.adapters.networks.recording import NoGraph
 from tracetorch.adapters.networks.sources import read
 from tracetorch.adapters.networks.stepping import Whole
+from tracetorch.adapters.networks.tying import tie
 from tracetorch.adapters.networks.writing import Order, refuse_states, write
 from tracetorch.adapters.registry import adapter, adapter_of
 from tracetorch.adapters.report import Agreement, LayerRow, Report
@@ -142,10 +143,10 @@ def convert(
 
 
 def _restore_modes(conversion: Conversion, modal: frozenset[int]) -> None:
-    """The target's dropout and batch norm in the modes that the source's have."""
-    for mine, made in conversion.pairs():
-        if id(mine.inner) in modal:
-            made.inner.training = True
+    """The target's dropout and batch norm in the modes that the source's have, around the steps too."""
+    for mine, made in conversion.modules():
+        if id(mine) in modal:
+            made.training = True
 
 
 def _converted(net: Any, sample: Any, time_dim: int | None, order: Order, modal: frozenset[int]) -> Conversion:
@@ -177,7 +178,8 @@ def _stepped(
     try:
         return _measured(stepping.read(net, sample, time_dim, refusal), sample, time_dim, order, modal)
     except (ValueError, TypeError, AttributeError, RuntimeError, LookupError) as error:
-        why = f"{refusal.why}; and it cannot be run as it stands: {error}"
+        said = str(error) if isinstance(error, (ValueError, RuntimeError)) else f"{type(error).__name__}: {error}"
+        why = f"{refusal.why}; and it cannot be run as it stands: {said}"
         raise NoGraph(refusal.layer, refusal.field, refusal.value, why, refusal.remedy) from error
 
 
@@ -188,6 +190,7 @@ def _measured(network: Network, sample: Any, time_dim: int | None, order: Order,
     with preserved(network):
         target, notes = stepping.write(network, order) if isinstance(network, Whole) else write(network, order)
         refuse_states(network, target)
+        tie(network, target, notes)
         empty = Report(network.framework, order.to, ())
         agreement = Agreement(network.framework, order.to, (), steps=0)
         conversion = Conversion(target.root, empty, agreement, network, target, notes, time_dim)
@@ -196,5 +199,19 @@ def _measured(network: Network, sample: Any, time_dim: int | None, order: Order,
         if isinstance(network, Whole) and isinstance(target, Whole):
             stepping.check_second_call(network, target, xs)
     target.reset()
-    conversion.report = Report(network.framework, order.to, conversion.agreement.rows, network.remarks())
+    remarks = (*network.remarks(), *_outside(network, target))
+    conversion.report = Report(network.framework, order.to, conversion.agreement.rows, remarks)
     return conversion
+
+
+def _outside(network: Network, target: Network) -> tuple[str, ...]:
+    """What is said of parameters that a target over [B, T, ...], which is the steps alone, does not have."""
+    if network.plan is None or target.style != "sequence":
+        return ()
+    parts = [part for part in (network.plan.before, network.plan.after) if part is not None]
+    paths = dict.fromkeys(node.target for part in parts for node in part.nodes if node.kind in ("module", "tensor"))
+    tensors = {path: list(module.parameters()) for path, module in network.plan.modules.items()}
+    learnt = [path for path in paths if tensors.get(path, path in network.plan.tensors)]
+    if not learnt:
+        return ()
+    return (f"around the steps, so in result.run as the source's own and not in result.model: {', '.join(learnt)}",)

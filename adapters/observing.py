@@ -122,7 +122,8 @@ def observe(
             if isinstance(one.y, Tensor)
         ]
     if grad:
-        differentiate(seen, differentiable(outputs), weighting)
+        aside = [tensor for tensor in network.constants.values() if isinstance(tensor, Tensor)]
+        differentiate(seen, differentiable(outputs), weighting, aside=aside)
     return seen, outputs
 
 
@@ -131,11 +132,15 @@ def differentiate(
     outputs: Sequence[Tensor],
     weighting: Weighting = Weighting(),
     given: Sequence[Tensor] = (),
+    aside: Sequence[Tensor] = (),
 ) -> None:
-    """Fill in the gradients: of every stage's inputs and output, and of its trainable parameters."""
+    """Fill in the gradients: of every stage's inputs and output, and of its trainable parameters.
+
+    `aside`: parameters that the network uses beside its layers.
+    """
     learnt = [trainable(o.stage) for o in seen]
-    uses = Counter(id(tensor) for named in learnt for tensor in named.values())
     # The gradient of a parameter that several layers share is a sum over them, which no layer can be judged by.
+    uses = Counter(id(tensor) for tensor in [*aside, *(t for named in learnt for t in named.values())])
     learnt = [{name: t for name, t in named.items() if uses[id(t)] == 1} for named in learnt]
     wanted = [x for o in seen for x in (*differentiable(o.xs), o.y)]
     wanted += [t for named in learnt for t in named.values()]
@@ -171,7 +176,7 @@ def overflowed(o: Observed) -> bool:
 
 
 def _above(o: Observed, largest: float) -> bool:
-    gradients = [*o.grad.xs, o.grad.y, *o.grad.parameters.values()]
+    gradients = differentiable([*o.grad.xs, o.grad.y, *o.grad.parameters.values()])
     return bool(o.y.isfinite().all()) and not all(bool((g.abs() < largest).all()) for g in gradients)
 
 

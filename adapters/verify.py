@@ -239,7 +239,7 @@ def rows(
     xs = source.enter(x)
     seen, outputs, weighting = finite(source, xs, grad)
     try:
-        made, results = observe(target, xs, grad, weighting)
+        made, results = observe(target, target.enter(x), grad, weighting)
     except RuntimeError as error:
         raise ConversionError(
             "''",

@@ -19,6 +19,7 @@ from torch import nn
 import tracetorch as tt
 from tracetorch import adapters
 from tracetorch.adapters.networks import rebuild
+from tracetorch.core.topology import FileError
 
 _HELP = (
     "package.module:factory, a function (or class) of yours that is called without arguments and returns the network. "
@@ -118,12 +119,12 @@ def _write(folder: Path, result: adapters.Conversion, to: str) -> list[str]:
     """The files of a result; returns their names."""
     written = ["weights.safetensors", "network.py", "report.txt", "report.json", "report.html"]
     source = _NATIVE if to == "tracetorch" else rebuild.source(result.model)
+    if to == "tracetorch":  # first, for it may be refused
+        tt.save(folder / "network.tt", result.model)
+        written.append("network.tt")
     # Each tensor by itself: safetensors refuses two names of one memory.
     state = {name: tensor.detach().clone().contiguous() for name, tensor in result.model.state_dict().items()}
     _safetensors().save_file(state, str(folder / "weights.safetensors"))
-    if to == "tracetorch":
-        tt.save(folder / "network.tt", result.model)
-        written.append("network.tt")
     (folder / "network.py").write_text(source + (_LOADING if to != "tracetorch" else ""), encoding="utf-8")
     (folder / "report.txt").write_text(f"{result.agreement}\n", encoding="utf-8")
     (folder / "report.html").write_text(result.agreement.to_html(), encoding="utf-8")
@@ -168,7 +169,7 @@ def run(args: argparse.Namespace) -> int:
         _refuse_code(result, args.to)
         folder = _folder(args.out)
         written = _write(folder, result, args.to)
-    except adapters.ConversionError as error:
+    except (adapters.ConversionError, FileError) as error:
         print(f"tracetorch convert: refused: {error}", file=sys.stderr)
         return 1
     except (_Unusable, ImportError, RuntimeError) as error:

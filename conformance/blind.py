@@ -57,7 +57,7 @@ def _errors(
     """Of the current, and of the membrane before and after its reset."""
     w_bound, v_bound = oracle.bounds(eq, trace, dtype, outputs.dtype)
     a, a_s = np.abs(eq.a), np.zeros(()) if eq.a_s is None else np.abs(eq.a_s)
-    i_bound = oracle.current_bound(eq, trace, dtype)
+    i_bound = oracle.current_bound(eq, trace, dtype) if eq.a_s is not None else np.zeros(trace.x.shape)
     whole = eq.choices.reset in ("value", "add_value") and eq.choices.spike_count != "smooth"
     sets = trace.step.s > 0 if whole else np.zeros(trace.x.shape, dtype=bool)
     i_error, w_error, v_error = (np.zeros(trace.x.shape) for _ in range(3))
@@ -93,8 +93,23 @@ def _adaptation_errors(
     return np.stack(n_error), of_test, np.stack(of_reset)
 
 
+def _follow_signed(spec: NeuronSpec, x: Array, outputs: Array) -> Followed:
+    """Spikes of two signs: a smooth one is not followed; where two spikes give one output, no step is judged."""
+    eq, shown = oracle.two_signs(spec), outputs.astype(np.float64)
+    whole = spec.spike_count != "smooth"
+    spikes = np.nan_to_num(eq.fired(shown), nan=0.0) if whole else None
+    recording, _, trace = oracle.simulate(spec, x.astype(np.float64), spikes)
+    with np.errstate(all="ignore"):
+        w_error, v_error, errors = oracle.drift(spec, recording, eq, *oracle.roundoff(x.dtype))
+    judged = np.full(x.shape, eq.readable or not whole)
+    emitted = replace(recording, outputs=shown if whole else recording.outputs)
+    return Followed(emitted, eq, trace, w_error, v_error, errors, judged)
+
+
 def follow(spec: NeuronSpec, x: Array, outputs: Array) -> Followed:
     """Follow the spikes of a subject that computes in the dtype of x. x, outputs: [T, B, N]."""
+    if spec.signed:
+        return _follow_signed(spec, x, outputs)
     dtype, x = x.dtype, x.astype(np.float64)
     scale = spec.parameters.get("spike_scale")
     g = 1.0 if scale is None else RAW[scale.raw].value(scale.value.astype(np.float64), spec.dt)

@@ -10,6 +10,7 @@ from tracetorch.conformance.cases import Case, CaseError
 from tracetorch.conformance.cases_behaviour import behaviours
 from tracetorch.conformance.cases_choices import choices
 from tracetorch.conformance.cases_resets import resets
+from tracetorch.conformance.cases_signed import signs
 from tracetorch.conformance.cases_states import states
 from tracetorch.conformance.cases_variants import variants
 from tracetorch.conformance.requirements import REQUIREMENTS
@@ -23,7 +24,7 @@ def catalogue() -> Mapping[str, Case]:
         CaseError: two cases of one name, or a case of a requirement that is not known.
     """
     order = list(REQUIREMENTS)
-    found = [*choices(), *states(), *resets(), *variants(), *behaviours()]
+    found = [*choices(), *states(), *resets(), *variants(), *signs(), *behaviours()]
     unknown = [case.name for case in found if case.requirement not in REQUIREMENTS]
     names = [case.name for case in found]
     twice = sorted({name for name in names if names.count(name) > 1})

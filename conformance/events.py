@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from tracetorch.oracle import Equations, Trace
+from tracetorch.oracle import Equations, Trace, TwoSigns
 
 Array: TypeAlias = NDArray[Any]
 
@@ -58,6 +58,10 @@ def _overshoot(h: Happened) -> int:
 def _clamped(h: Happened) -> int:
     low = h.eq.u_min if h.eq.v_min is None else h.eq.v_min
     return 0 if low is None else _count(h.membrane == low)
+
+
+def _negative_tie(h: Happened) -> int:
+    return _count(h.tested == h.eq.neg_theta) if isinstance(h.eq, TwoSigns) else 0
 
 
 def _silenced(h: Happened) -> int:
@@ -110,6 +114,8 @@ EVENTS: Mapping[str, tuple[str, Callable[[Happened], int]]] = MappingProxyType(
             "a step with input follows a spike",
             lambda h: _count((h.spikes[:-1] > 0) & (h.x[1:] != 0)),
         ),
+        "negative spike": ("a neuron fires a negative spike", lambda h: _count(h.spikes < 0)),
+        "negative tie": ("the membrane is exactly at the negative threshold", _negative_tie),
         "silenced": ("a neuron that would fire is not the winner", _silenced),
         "fallen": (
             "a neuron fires with a membrane lower than before",

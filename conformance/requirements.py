@@ -23,6 +23,10 @@ BEHAVIOURS: Mapping[str, str] = MappingProxyType(
         "parameter.leak": "the membrane decays towards the parameter leak",
         "parameter.bias": "the parameter bias is added to the membrane in the spike test, and only there",
         "parameter.spike_scale": "a spike is emitted as spike_scale; the reset subtracts whole thresholds",
+        "parameter.neg_threshold": "spikes have two signs: a negative one where u < -neg_threshold - bias, which adds "
+        "neg_threshold to the membrane",
+        "parameter.neg_scale": "a negative spike is emitted as -neg_scale, a positive one as spike_scale; the reset "
+        "takes whole thresholds",
         "parameter.resistance": "the parameter resistance is a factor of the input gain",
         "parameter.refractory_time": "the membrane is held while t - t_last < refractory_time, in floats: t = k*dt in "
         "step k, t_last that of the last spike",

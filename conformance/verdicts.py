@@ -93,7 +93,11 @@ def _place(wrong: NDArray[np.bool_]) -> str:
 
 def _decisions(eq: oracle.Equations, outputs: Array, w: Array, bound: Array) -> Aspect:
     """Spikes against the oracle's decisions at the membranes w, known to within the bound."""
-    spikes = outputs.astype(np.float64) / eq.g
+    if isinstance(eq, oracle.TwoSigns) and eq.choices.spike_count == "smooth":
+        room = (np.abs(eq.g) + np.abs(eq.neg_g)) * (eq.steepest * bound + 8 * oracle.roundoff(outputs.dtype)[0])
+        return _numbers("outputs", outputs, eq.shown(w), room)
+    shown = outputs.astype(np.float64)
+    spikes = eq.fired(shown) if isinstance(eq, oracle.TwoSigns) else shown / eq.g
     with np.errstate(invalid="ignore"):
         mismatch = ~(spikes == eq.emitted(w))
         wrong = mismatch & ~oracle.explained(eq, spikes, w, bound, outputs.dtype)
@@ -133,7 +137,10 @@ def _shown(case: Case, built: Built, answer: Arrays) -> tuple[Graded, oracle.Rec
         outputs = _numbers("outputs", answer["outputs"], truth.w, truth.w_bound)
     else:
         outputs = _decisions(truth.eq, answer["outputs"], truth.w, truth.w_bound)
-    assert (outputs.verdict == "divergent") == (judged.unexplained > 0) or case.spec.output == "membrane"
+    wrong = outputs.verdict == "divergent"
+    if case.spec.signed:  # of spikes that look alike, the judge reads which it was off the membrane
+        assert wrong or not judged.unexplained
+    assert wrong == (judged.unexplained > 0) or case.spec.output == "membrane" or case.spec.signed
     text = f"off by up to {judged.max_state_error:.1e}"
     exact = all(_same(state, _rounded(truth.states[name], state)) for name, state in states.items())
     aspects = {"outputs": outputs, "states": Aspect("exact" if exact else "rounding", text)}
@@ -157,7 +164,11 @@ def _blind(case: Case, built: Built, answer: Arrays) -> tuple[Graded, oracle.Rec
     if case.spec.output == "membrane":
         aspects = {"outputs": _numbers("outputs", answer["outputs"], step.w, unknown)}
     else:
-        aspects = {"outputs": _decisions(eq, answer["outputs"], step.w, unknown)}
+        test = eq.tested(step.w, followed.trace.v_before)
+        if eq.choices.spike_test == "change":  # the membrane before is off too, and their difference rounds
+            earlier = np.concatenate([np.zeros_like(followed.v_error[:1]), followed.v_error[:-1]])
+            unknown = unknown + earlier + oracle.roundoff(answer["outputs"].dtype)[0] * np.abs(test)
+        aspects = {"outputs": _decisions(eq, answer["outputs"], test, unknown)}
     if "final.v_mem" in answer:
         before = built.stores_before_reset
         truth, error = (step.w, followed.w_error) if before else (step.v, followed.v_error)

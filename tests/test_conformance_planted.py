@@ -193,9 +193,21 @@ class Planted:
         u = torch.where(held, v, u)
         if timing == "same_step_residual" and spec.reset == "subtract":
             u = u - r * theta
+        if spec.clamp == "before_spikes" and f not in ("no clamp", "clamp after the spikes"):
+            u = torch.where(u > self.value("min_v_mem", 0.0), u, self.value("min_v_mem", 0.0) + 0 * u.detach())
+        u = self.leveled(u)
         if f == "flush to zero":
             u = torch.where((u.abs() < 1.1754944e-38) & (u != 0), torch.zeros_like(u), u)
         return self.emit(u, r, state, (theta, bias, amount), timing)
+
+    def leveled(self, u: Tensor) -> Tensor:
+        """The nearest of the levels, of two as near the first, with a gradient of 1."""
+        spec, f = self.spec, self.fault
+        if spec.state_levels is None or f == "not rounded":
+            return u
+        levels = torch.tensor(spec.state_levels[::-1] if f == "the last of two" else spec.state_levels)
+        taken = levels[(u.detach().unsqueeze(-1) - levels).abs().argmin(-1)]
+        return taken + 0 * u if f == "no gradient through levels" else u + (taken - u).detach()
 
     def held(self, state: dict[str, Tensor]) -> Tensor:
         """Where the membrane is held in this step."""
@@ -239,7 +251,7 @@ class Planted:
             i = j = decay * old + (1 - decay) * x
         else:
             i = j = gain * (decay * old + x if kind == "decay_then_add" else decay * (old + x))
-        state["i_syn"] = i
+        state["i_syn"] = i if f == "current not rounded" else self.leveled(i)
         return j
 
     def emit(self, u: Tensor, r: Tensor, state: dict[str, Tensor], numbers: tuple[Tensor, ...], timing: str) -> Tensor:
@@ -249,12 +261,20 @@ class Planted:
             state["v_mem"] = u.clamp(max=1) if f == "cut at 1" else u
             return torch.relu(u) if f == "rectified" else u if f != "cut at 1" else u.clamp(max=1)
         bias = bias * 0 if f == "no bias" else bias
-        level = theta - bias
-        n = self.count(u, level)
+        if spec.signed and f != "one sign":
+            return self.emit_signed(u, state, theta, bias)
+        level, tested = theta - bias, u
+        if (spec.spike_test == "change") != (f == "the other test"):
+            tested = torch.relu(u - state["v_mem"]) if f == "rises alone" else (u - state["v_mem"]).abs()
+        n = self.count(tested, level)
         if f == "refractory":
             n = torch.where(state["pending"].detach() > 0, torch.zeros_like(n), n)
         smooth = spec.spike_count == "smooth" and f != "hard for smooth"
-        s = self.smooth(u - level) if smooth else self.surrogate(n, u, level, level)
+        s = self.smooth(u - level) if smooth else self.surrogate(n, tested, level, level)
+        above = s
+        if (spec.inhibition == "winner") != (f == "the other inhibition"):
+            s = s * self.winner((u - level).detach())
+            above = s if f == "losers not reset" else above
         scale = torch.ones(()) if f == "no scale" else self.value("spike_scale", 1.0)
         if f == "clamp before reset" and spec.clamp == "after_reset":
             u = torch.maximum(u, self.value("min_v_mem", 0.0))
@@ -273,7 +293,11 @@ class Planted:
         steps = min(spec.refractory_steps or 0, 1 if f == "held one step" else 9)
         state["left"] = torch.where(s.detach() > 0, torch.tensor(float(steps)), state["left"] - 1)
         state["last"] = torch.where(s.detach() > 0, state["steps"] - 1, state["last"])
-        state["v_mem"], state["pending"] = v, s
+        state["v_mem"], state["pending"] = v, above
+        if f == "rounded after the reset":
+            state["v_mem"] = self.leveled(v)
+        if spec.clamp == "before_spikes" and f == "clamp after the spikes":
+            state["v_mem"] = torch.maximum(v, self.value("min_v_mem", 0.0))
         if spec.adaptive:
             decay, before = self.value("adapt_decay", 0.0), state["adaptation"]
             raised = s.detach() if f == "adaptation detached" else s
@@ -281,6 +305,35 @@ class Planted:
             if f == "adapts at once":
                 state["adaptation"] = decay * (before + (1 - decay) * raised)
         return u if f == "membrane for spikes" else s * scale
+
+    def winner(self, z: Tensor) -> Tensor:
+        """1 for the first of each row with the largest z."""
+        numbers = z.flip(-1) if self.fault == "the last wins" else z
+        found = torch.zeros_like(z).scatter(-1, numbers.argmax(-1, keepdim=True), 1.0)
+        return found.flip(-1) if self.fault == "the last wins" else found
+
+    def emit_signed(self, u: Tensor, state: dict[str, Tensor], theta: Tensor, bias: Tensor) -> Tensor:
+        """Spikes of two signs, each with a threshold and a scale of its own."""
+        f, own = self.fault, self.value("neg_threshold", 1.0)
+        below = (theta if f == "one threshold" else own) + (-bias if f == "bias on both sides" else bias)
+        p, n = self.spikes(u, theta - bias), self.spikes(-u, below)
+        if f == "negative spikes detached":
+            n = n.detach()
+        amount = {"reset by the other threshold": theta, "no negative reset": 0 * own}.get(f, own)
+        state["v_mem"], state["pending"] = u - p * theta + n * amount, p
+        scale, neg_scale = self.value("spike_scale", 1.0), self.value("neg_scale", 1.0)
+        if f in ("one scale", "scales swapped"):
+            scale, neg_scale = (neg_scale, scale) if f == "scales swapped" else (scale, scale)
+        if f == "no neg_scale":
+            neg_scale = torch.ones(())
+        if f == "the reset scaled":
+            state["v_mem"] = u - p * theta + n * amount * neg_scale
+        return p * scale - n * neg_scale
+
+    def spikes(self, v: Tensor, level: Tensor) -> Tensor:
+        """Those of one sign."""
+        smooth = self.spec.spike_count == "smooth"
+        return self.smooth(v - level) if smooth else self.surrogate(self.count(v, level), v, level, level)
 
     # ---- a run
 
@@ -388,6 +441,11 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "reset_gradient.membrane_stopped": ("attached", "detached"),
     "clamp.none": ("clamp at 0",),
     "clamp.after_reset": ("clamp before reset", "no clamp"),
+    "clamp.before_spikes": ("no clamp", "clamp after the spikes"),
+    "spike_test.membrane": ("the other test",),
+    "spike_test.change": ("the other test", "rises alone"),
+    "inhibition.none": ("the other inhibition",),
+    "inhibition.winner": ("the other inhibition", "the last wins", "losers not reset"),
     "refractory.none": ("refractory",),
     "refractory.hold": ("not held", "held one step"),
     "initial_state.zero": ("starts at 1/4",),
@@ -407,6 +465,11 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "parameter.leak": ("no leak",),
     "parameter.bias": ("no bias", "bias in the membrane"),
     "parameter.spike_scale": ("no scale",),
+    "parameter.neg_threshold": (
+        *("one sign", "one threshold", "reset by the other threshold", "no negative reset", "bias on both sides"),
+        *("negative spikes detached", "the other comparison"),
+    ),
+    "parameter.neg_scale": ("one scale", "scales swapped", "no neg_scale", "the reset scaled"),
     "parameter.resistance": ("no resistance",),
     "parameter.refractory_time": ("not held", "whole steps"),
     "parameter.initial_v": ("initial_v ignored",),
@@ -422,6 +485,10 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "state.chunks": ("state not carried", "pending reset lost", "first step of a call skipped"),
     "state.fresh": ("goes on from the last run",),
     "state.gradient": ("cut between calls",),
+    "state.levels": (
+        *("not rounded", "the last of two", "no gradient through levels", "rounded after the reset"),
+        "current not rounded",
+    ),
     "shape.one_sample": ("rows mixed",),
     "shape.one_neuron": ("one neuron lost",),
     "shape.one_step": ("last step skipped", "final state of the step before"),
@@ -484,6 +551,8 @@ ISOLATED = {
         "reset_gradient.detached",
         "reset_gradient.membrane_stopped",
         "parameter.surrogate_scale",
+        "inhibition.winner",
+        "state.levels",
         "gradient",
         "raw",
         "surrogate",
@@ -494,13 +563,17 @@ ISOLATED = {
     "clamp before reset": {"clamp.after_reset"},
     "held one step": {"refractory.hold"},
     "adaptation detached": {"parameter.adaptation"},
+    "one threshold": {"parameter.neg_threshold", "parameter.neg_scale"},
+    "scales swapped": {"parameter.neg_scale"},
     "currents not reset": {"synapse.difference_of_exponentials"},
     "k a constant": {"synapse.difference_of_exponentials"},
     "reset not raised": {"parameter.adaptation"},
     "gain not kept": {"input_gain.one_minus_decay_kept", "parameter.adaptation"},
     "hard for smooth": {"spike_count.smooth"},
     "starts at 0": {"initial_state"},
-    "synapse: decay_then_add": {"synapse", "input_gain.one_minus_decay_kept", "parameter.adaptation"},
+    "synapse: decay_then_add": {
+        *("synapse", "input_gain.one_minus_decay_kept", "parameter.adaptation", "parameter.neg_threshold"),
+    },
     "flush to zero": {"number.denormal"},
     "goes on from the last run": {"state.fresh"},
     "gradient through the clamp": {"raw.clamped"},
@@ -513,6 +586,11 @@ ISOLATED = {
         "refractory.hold",
         "parameter.adaptation",
         "parameter.surrogate_scale",
+        "parameter.neg_threshold",
+        "parameter.neg_scale",
+        "inhibition.winner",
+        "spike_test.change",
+        "state.levels",
         "spike_count.smooth",
         "reset_gradient",
         "state.gradient",

@@ -153,6 +153,29 @@ def test_a_trained_network_still_verifies():
         )
 
 
+@pytest.mark.parametrize("to", ["tracetorch", "snntorch", "sinabs"])
+def test_a_learned_decay_is_carried_back_into_its_matrix(to):
+    net, xs = nn.Sequential(layer_of("a learned beta")), 2 * torch.randn(30, B, FROM)
+    before = net[0].rnn.weight_hh_l0.detach().clone()
+    result = tt.convert(net, to=to, sample=xs)
+    assert result.verify(xs).changed_parameters == ()
+    result.run(xs).sum().backward()
+    torch.optim.SGD(result.model.parameters(), lr=0.05).step()
+    assert "0.neuron.weight_hh_l0" in result.verify(xs).changed_parameters
+    assert result.verify(xs, carry_back=True).ok
+    assert torch.equal(net[0].rnn.weight_hh_l0, before)
+
+
+def test_a_learned_decay_cannot_be_shared():
+    """It would train alone: the source has it as a matrix."""
+    xs = torch.randn(20, B, FROM)
+    with pytest.raises(adapters.ConversionError, match=r"mem_decay='learnable'.*weight_hh_l0.*share_weights=False"):
+        tt.convert(nn.Sequential(layer_of("a learned beta")), to="tracetorch", sample=xs, share_weights=True)
+    net = nn.Sequential(layer_of("no bias"))
+    result = tt.convert(net, to="tracetorch", sample=xs, share_weights=True)
+    assert any(p is net[0].rnn.weight_ih_l0 for p in result.model.parameters())
+
+
 def test_a_full_hidden_matrix_is_refused():
     layer = snn.LeakyParallel(FROM, TO, weight_hh_enable=True)
     with pytest.raises(SpecError, match=r"weight_hh_enable=True: .* no neuron is left; use weight_hh_enable=False"):

@@ -84,7 +84,7 @@ def _set(layer: Composed, spec: NeuronSpec, building: Building) -> None:
         attribute, raw_form = f"raw_{own}", layer.raw_forms[own]
         parameter = spec.parameters.get(name)
         if parameter is None:
-            like = torch.from_numpy(np.zeros_like(spec.parameters["threshold"].value))
+            like = torch.from_numpy(np.zeros((), spec.parameters["threshold"].value.dtype))
             setattr(layer, attribute, nn.Parameter(torch.full_like(like, _NEUTRAL[name]), requires_grad=False))
             continue
         raw = torch.from_numpy(parameter.value.copy())
@@ -96,22 +96,23 @@ def _set(layer: Composed, spec: NeuronSpec, building: Building) -> None:
                 raise building.impossible(name, str(parameter), f"{attribute} can only hold {held}", _REMEDY)
             gradient = "reparametrised" if parameter.learnable else ""
             building.note(name, f"held as {attribute}, to a rounding; in the source as {parameter.raw}", gradient)
-        setattr(layer, attribute, nn.Parameter(_per_neuron(raw, layer.dim), requires_grad=parameter.learnable))
+        setattr(layer, attribute, nn.Parameter(_per_neuron(raw, layer.num_neurons), requires_grad=parameter.learnable))
 
 
-def _per_neuron(raw: torch.Tensor, dim: int) -> torch.Tensor:
+def _per_neuron(raw: torch.Tensor, neurons: int | None) -> torch.Tensor:
     """One value for each neuron, or one for all, without the dimensions that make it broadcast."""
-    return raw.reshape(-1) if raw.ndim and dim != -1 else raw
+    return raw.reshape(() if raw.numel() == 1 and neurons != 1 else (-1,))
 
 
 def _dim(spec: NeuronSpec, building: Building) -> tuple[int | None, int]:
-    """`num_neurons` and `dim`: where the parameters that are no scalars have their values."""
-    shapes = {parameter.value.shape for parameter in spec.parameters.values() if parameter.value.ndim}
+    """`num_neurons` and `dim`: where the parameters of several values have them; (None, -1) if there are none."""
+    shapes = {parameter.value.shape for parameter in spec.parameters.values() if parameter.value.size > 1}
     places = {(shape[0], -len(shape)) for shape in shapes}
     if len(places) > 1 or any(size != 1 for shape in shapes for size in shape[1:]):
         shown = ", ".join(str(list(shape)) for shape in sorted(shapes))
+        field = next(name for name, parameter in spec.parameters.items() if parameter.value.size > 1)
         why = "a layer has one value for each neuron of one dimension"
-        raise building.impossible("mem_decay", f"parameters of shape {shown}", why, _REMEDY)
+        raise building.impossible(field, f"parameters of shape {shown}", why, _REMEDY)
     return places.pop() if places else (None, -1)
 
 

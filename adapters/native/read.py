@@ -102,7 +102,22 @@ def _checked(layer: nn.Module) -> Composed:
             f"dim={layer.dim}: counted from the front, it says nothing of how many dimensions follow, which a spec's "
             "parameters need to broadcast; count from the end, as in dim=-3 for the channels of [B, C, H, W]"
         )
+    _check_baked(layer)
     return layer
+
+
+def _check_baked(layer: Layer) -> None:
+    """Raises `SpecError` where what `TTcompile` baked is no longer what the raw tensors give."""
+    baked, layer.baked = layer.baked, {}
+    try:
+        stale = [n for n, value in baked.items() if not torch.equal(value, layer.value(n).detach())]
+    finally:
+        layer.baked = baked
+    if stale:
+        raise SpecError(
+            f"{type(layer).__name__}: {layer.raw_attribute(stale[0])} was changed after TTcompile(), and the layer "
+            "still computes with what it was; call TTcompile() again, or TTdecompile()"
+        )
 
 
 def _parameter(layer: Composed, attribute: str, raw: str) -> Parameter:
@@ -127,6 +142,7 @@ def spec(layer: nn.Module, dt: float | None = None) -> NeuronSpec:
         SpecError: another layer, another `spike_fn` or `quant_fn`, or a feature dimension counted from the front.
     """
     if type(layer) is SpecNeuron:
+        _check_baked(layer)
         return layer.spec
     found = _checked(layer)
     name, parts = type(found).__name__, found.parts

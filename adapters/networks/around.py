@@ -64,13 +64,8 @@ def around(
                 values[Out(number)] = Ref(nodes[-1].name)
             continue
         if event.kind == "module" and id(event.target) in builder.neurons:
-            raise refusal(
-                builder.paths[id(event.target)],
-                "neuron",
-                event.where,
-                "it is called outside the loop",
-                "call it inside",
-            )
+            path = builder.paths[id(event.target)]
+            raise refusal(path, "neuron", event.where, "it is called outside the loop", "call it inside")
         args, kwargs = rewrite((args, kwargs), value)
         nodes.append(builder.node(names, event, args, kwargs))
         values[Out(number)] = Ref(nodes[-1].name)

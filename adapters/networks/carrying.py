@@ -5,7 +5,7 @@ The running statistics of batch norm, which training changes too, count as param
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -81,6 +81,27 @@ def _trained(module: nn.Module) -> dict[str, Tensor]:
 
 def pairs(source: Network, target: Network) -> Iterator[_Pair]:
     """Every parameter that was carried."""
+    seen = set[int]()
+    for pair in _of_steps(source, target):
+        seen.add(id(pair.theirs))
+        yield pair
+    yield from (pair for pair in _around_steps(source, target) if id(pair.theirs) not in seen)
+
+
+def _around_steps(source: Network, target: Network) -> Iterator[_Pair]:
+    """Of what a recorded network does before and after its time steps."""
+    if source.plan is None or target.plan is None:
+        return
+    neurons = {id(stage.inner) for stage in source.stages if stage.neuron}
+    for path, module in source.plan.modules.items():
+        if id(module) not in neurons:
+            ours = _trained(target.plan.modules[path])
+            yield from (_Pair(f"{path}.{name}", theirs, ours[name]) for name, theirs in _trained(module).items())
+    for name, tensor in source.plan.tensors.items():
+        yield _Pair(name, tensor, target.plan.tensors[name])
+
+
+def _of_steps(source: Network, target: Network) -> Iterator[_Pair]:
     for ref, theirs in source.constants.items():
         yield _Pair(ref.name, theirs, target.constants[ref])
     for s, t in zip(source.stages, target.stages, strict=True):
@@ -100,6 +121,16 @@ def pairs(source: Network, target: Network) -> Iterator[_Pair]:
             if name in own and all(name in raw for raw in raws):
                 theirs = attrgetter(attribute)(s.inner)
                 yield _Pair(f"{s.name}.{attribute}", theirs, own[name], raws[0][name], raws[1][name], *dts)
+        for name, (attribute, placed) in _inside(s).items():
+            if name in own:
+                value = from_raw(raws[1][name], own[name].detach(), dts[1])
+                yield _Pair(f"{s.name}.{attribute}", attrgetter(attribute)(s.inner), placed(value))
+
+
+def _inside(stage: Stage) -> Mapping[str, tuple[str, Callable[[Tensor], Tensor]]]:
+    """Of parameters that a source holds as a part of a tensor: its attribute, and the tensor that a value makes."""
+    found: Mapping[str, tuple[str, Callable[[Tensor], Tensor]]] = getattr(stage.inner, "inside", {})
+    return found
 
 
 def changed(source: Network, target: Network) -> tuple[str, ...]:
@@ -112,6 +143,10 @@ def share(stage: Stage, layer: nn.Module, to: str) -> None:
     theirs, ours = stage.adapter.attributes(stage.inner), adapter(to).attributes(layer)
     raw = {name: parameter.raw for name, parameter in stage.spec().parameters.items()}
     own = {name: parameter.raw for name, parameter in described(adapter(to), layer).parameters.items()}
+    for name, (attribute, _) in _inside(stage).items():
+        if stage.spec().parameters[name].learnable:
+            why = f"the source learns it as a part of {attribute}, which no layer of {to} has, so it cannot be shared"
+            raise ConversionError(f"{stage.name!r}", name, "learnable", why, "share_weights=False")
     for name, attribute in theirs.items():
         if name not in ours:
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import keyword
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -10,7 +11,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from tracetorch.adapters.networks.recording import Event, Held, NoGraph
-from tracetorch.core.graph import Node, Ref, State, leaves
+from tracetorch.core.graph import Graph, Node, Ref, State, leaves
+from tracetorch.core.model import Sequential
 
 
 class Part(NamedTuple):
@@ -69,12 +71,21 @@ class Names:
         self.taken = set(taken)
 
     def new(self, wish: str) -> str:
-        base = "".join(c if c.isalnum() else "_" for c in wish).strip("_") or "value"
-        base = f"_{base}" if base[0].isdigit() else base
+        base = "".join(c if c.isalnum() and c.isascii() else "_" for c in wish).strip("_") or "value"
+        base = f"_{base}" if base[0].isdigit() or keyword.iskeyword(base) else base
         numbered = (f"{base}_{k}" for k in itertools.count(1))
         name = next(n for n in itertools.chain([base], numbered) if n not in self.taken)
         self.taken.add(name)
         return name
+
+
+# What a graph and its containers have attributes for: no module or tensor in them can have such a name.
+_ATTRIBUTES = frozenset(dir(Graph({}, (), Ref("x")))) | frozenset(dir(Sequential()))
+
+
+def free(path: str) -> str:
+    """A path at which a graph can hold a module or tensor: "output" and the like with an underscore behind."""
+    return ".".join(f"{name}_" if name.rstrip("_") in _ATTRIBUTES else name for name in path.split("."))
 
 
 class Builder:
@@ -84,7 +95,7 @@ class Builder:
         self.neurons = {id(n): n for n in neurons}
         self.paths: dict[int, str] = {}
         for path, module in net.named_modules(remove_duplicate=False):
-            self.paths.setdefault(id(module), path)
+            self.paths.setdefault(id(module), free(path))
         self.held = {**dict(net.named_parameters()), **dict(net.named_buffers())}
         self.modules: dict[str, nn.Module] = {}
         self.tensors: dict[str, Tensor] = {}
@@ -94,6 +105,8 @@ class Builder:
     def node(self, names: Names, event: Event, args: Any, kwargs: Any) -> Node:
         """The node of an event, its references resolved already."""
         if event.kind != "module":
+            # Not in place, as `writing` does of modules: what follows refers to the result.
+            kwargs = {name: value for name, value in kwargs.items() if name != "inplace"}
             return Node(names.new(event.name), event.kind, event.target, args, kwargs)
         path = self.paths[id(event.target)] or "0"
         self.modules[path] = event.target
@@ -102,7 +115,7 @@ class Builder:
     def held_node(self, names: Names, nodes: list[Node], values: dict[Any, Any], ref: Held) -> Ref:
         """A node that fetches a parameter or buffer."""
         if ref not in values:
-            owner = ref.name.replace(".", "_")
+            owner = free(ref.name.replace(".", "_"))
             self.tensors[owner] = self.held[ref.name]
             nodes.append(Node(names.new(owner), "tensor", owner))
             values[ref] = Ref(nodes[-1].name)

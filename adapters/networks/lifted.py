@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tracetorch.adapters.base import ConversionError
 from tracetorch.adapters.networks import recurrent
-from tracetorch.adapters.networks.graphs import Plan
+from tracetorch.adapters.networks.graphs import Plan, free
 from tracetorch.adapters.networks.network import Function, Stage
 from tracetorch.adapters.networks.recorded import Recorded, network_of
 from tracetorch.adapters.networks.sequences import Lifted
@@ -128,6 +127,10 @@ class _Writer:
         for place in dict.fromkeys(place for place in source.places() if isinstance(place, State)):
             self.read.setdefault(place.name, []).append(place.attribute)
         self.constants = {Ref(n.name): plan.tensors[n.target] for n in plan.step.nodes if n.kind == "tensor"}
+        # What is computed of these alone.
+        self.timeless: set[Ref] = set()
+        own = {path.split(".")[0] for path in plan.modules}
+        self.container = next(name for name in ("functions", "functions_of_step", "calls") if name not in own)
 
     def write(self) -> Graph:
         for node in self.plan.step.nodes:
@@ -170,15 +173,15 @@ class _Writer:
         callee = self.plan.modules[node.target] if node.kind == "module" else None
         function = Function(node, callee)
         places = (*function.references, *((Ref(self.plan.step.inputs[0]),) if function.sized else ()))
-        lifted = Lifted(function, tuple(self.constants.get(place) for place in places))
+        computed = [k for k, place in enumerate(places) if place in self.timeless]
+        lifted = Lifted(function, tuple(self.constants.get(place) for place in places), computed=computed)
+        if all(lifted.timeless):
+            self.timeless.add(Ref(node.name))
         self.held[node.name] = function
-        path = f"functions.{node.name}"
+        path = f"{self.container}.{free(node.name)}"
         self.modules[path] = lifted
-        timed = tuple(place for place in places if place not in self.constants)
-        if not timed:
-            why = "it depends on nothing that changes over time"
-            raise ConversionError(f"{node.name!r}", "forward", node.target, why, "compute it before the loop")
-        self.nodes.append(Node(node.name, "module", path, self.places(timed)))
+        handed = tuple(place for place in places if place not in self.constants)
+        self.nodes.append(Node(node.name, "module", path, self.places(handed)))
 
 
 def target(source: Recorded, plan: Plan, to: str) -> Recorded:

@@ -64,9 +64,7 @@ class _Lifting:
             before = Part(("x",), (node,), (Ref("unflatten"),))
         called = tuple(node.name for node in part.nodes if node.name in self.builder.neuron_nodes)
         modules, tensors, cut = self.builder.modules, self.builder.tensors, 0 if self.time_first else 1
-        # Layers of sinabs go on from the states of the last call, until they are reset.
-        carry = not self.time_first
-        return Plan(part, modules, tensors, called, before, after, (cut,), carry=carry, held=self.held)
+        return Plan(part, modules, tensors, called, before, after, (cut,), held=self.held)
 
     def extent(self) -> tuple[int, int]:
         """Batch and time of a folded input: what its layers hold as a constant, and the other."""
@@ -78,13 +76,10 @@ class _Lifting:
             return "apart"
         if x.shape[0] == self.batch * self.steps and not self.time_first:
             return "flat"
-        raise ConversionError(
-            "''",
-            "sample",
-            list(x.shape),
-            f"its neurons ran on {self.batch} samples of {self.steps} steps",
-            "[T, B, ...]" if self.time_first else "[B, T, ...] or [B*T, ...]",
-        )
+        kind = ConversionError if self.time_first else NoGraph
+        why = f"its neurons ran on {self.batch} samples of {self.steps} steps"
+        remedy = "[T, B, ...]" if self.time_first else "[B, T, ...] or [B*T, ...]"
+        raise kind("''", "sample", list(x.shape), why, remedy)
 
     def event(self, number: int, event: Event) -> None:
         """One event: nothing in a step, a node of the step, or after it."""
@@ -189,9 +184,9 @@ class _Lifting:
         if isinstance(leaf, (In, Out)):
             return self.values[leaf]
         if isinstance(leaf, (Held, Unknown)):
-            raise ConversionError(
-                "''", "forward", repr(leaf), "a tensor of the network is used outside its layers", "a module for it"
-            )
+            kind = ConversionError if self.time_first else NoGraph  # nothing is stepped over [T, B, ...]
+            why = "a tensor of the network is used outside its layers"
+            raise kind("''", "forward", repr(leaf), why, "a module for it")
         return leaf
 
     def moved(self, event: Event, layout: str) -> str | None:
@@ -307,7 +302,8 @@ def plan(recording: Any, x: Tensor) -> Plan:
         return _Lifting(Builder(recording.net, recording.neurons), recording.tape((sample,)), sample, time_first)
 
     first = lifted(x)
-    found = first.plan()
+    # Layers of sinabs go on from the states of the last call, unless the forward resets them.
+    found = replace(first.plan(), carry=not time_first and recording.carries((x,)))
     for more in _others(first):
         longer = lengthened(x, more)
         try:

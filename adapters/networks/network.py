@@ -86,7 +86,14 @@ class Stage:
         return Ref(self.node or self.name)
 
     def apply(self, *xs: Any, first: bool = False) -> Any:
-        """A stateless stage over [T, B, ...], as its network applies it, to the network's input if `first`."""
+        """A stateless stage over [T, B, ...], as its network applies it, to the network's input if `first`.
+
+        Of values without time, such as a mask times a weight, it is called once.
+        """
+        if all(isinstance(x, known.Constant) for x in xs):
+            return known.Constant(self.held(*(x.tensor for x in xs)))
+        if getattr(self.inner, "inplace", False):  # what it is given is judged, as it was before the call
+            xs = tuple(x.clone() if isinstance(x, Tensor) else x for x in xs)
         if self.adapter.STEPPED or isinstance(self.held, Function):
             return known.per_step(self.held, *xs, first=first)
         if getattr(self.adapter, "TIME_FIRST", False):

@@ -27,13 +27,11 @@ _SEQUENTIAL = (nn.Sequential, Sequential)
 
 
 def _refusal(path: str, module: object) -> ConversionError:
-    return ConversionError(
-        f"{path!r}",
-        "module",
-        type(module).__qualname__,
-        "it has no constructor that a file could hold",
-        "--to tracetorch, whose networks are saved whole",
-    )
+    why = "it has no constructor that a file could hold"
+    remedy = "convert in Python, and save result.model.state_dict()"
+    if type(module).__module__.startswith("torch."):
+        remedy = "--to tracetorch, whose networks are saved whole"
+    return ConversionError(f"{path!r}", "module", type(module).__qualname__, why, remedy)
 
 
 class _Writer:
@@ -104,6 +102,10 @@ class _Writer:
         return name
 
     def graph(self, path: str, graph: Any) -> str:
+        for node in graph.nodes:
+            for name in node.target.split(".") if node.kind == "module" else ():
+                if keyword.iskeyword(name):  # fx would write it as it is
+                    _check_name(name)
         lines = ["    def __init__(self):", "        super().__init__()"]
         lines += list(self.children(path, graph))
         lines += list(_tensors(graph))
@@ -167,20 +169,21 @@ _LOOP = """
 _STEPS = """
 
     def {name}(self, *xs):
-        if isinstance(xs[0], tuple):
-            return self.function(*xs)
-        given, held = iter(xs), {held}
-        values = [getattr(self, f"constant_{{k}}") if h else next(given) for k, h in enumerate(held)]
+        given, held, whole = iter(xs), {held}, {timeless}
+        now = values = [getattr(self, f"constant_{{k}}") if h else next(given) for k, h in enumerate(held)]
+        timed = [v for v, w in zip(values, whole) if not w]
+        if not timed or isinstance(timed[0], tuple):
+            return self.function({order})
         steps = []
-        for t in range(xs[0].shape[1]):
-            now = [v if h else v.select(1, t).clone() for v, h in zip(values, held)]
+        for t in range(timed[0].shape[1]):
+            now = [v if w else v.select(1, t).clone() for v, w in zip(values, whole)]
             steps.append(self.function({order}))
         return self.stacked(steps)
 
     def stacked(self, steps):
         if isinstance(steps[0], (tuple, list)):
             return tuple(self.stacked(list(series)) for series in zip(*steps))
-        return torch.stack(steps, 1)"""
+        return steps[0] if steps[0] is None else torch.stack(steps, 1)"""
 _WHOLE = """
 
     def forward(self, *xs):
@@ -196,7 +199,8 @@ def _over_sequences(module: Lifted) -> str:
     if module.folds:
         return _FOLDS
     order = "now[-1], *now[:-1]" if module.function.sized else "*now"
-    steps = _STEPS.format(name="each" if module.whole else "forward", held=module.held, order=order)
+    name = "each" if module.whole else "forward"
+    steps = _STEPS.format(name=name, held=module.held, timeless=module.timeless, order=order)
     return _WHOLE + steps if module.whole else steps
 
 

@@ -82,9 +82,8 @@ def check_other_shape(source: Network, target: Network, x: Any) -> None:
         return
     x = lengthened(x, source.plan.other)
     with torch.no_grad():
-        inputs = source.enter(x)
-        check_walk(source, x, source.walk(*inputs)[1])
-        check_walk(target, x, target.walk(*inputs)[1])
+        for network in (source, target):
+            check_walk(network, x, network.walk(*network.enter(x))[1])
 
 
 def lengthened(value: Any, more: Mapping[int, int]) -> Any:

@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from tracetorch.adapters.base import ConversionError
+from tracetorch.core.graph import leaves as leaves_in
 from tracetorch.core.graph import rewrite
 
 
@@ -131,6 +133,9 @@ class _Recorder(TorchFunctionMode):
         self.depth = 0
         self.refs: dict[int, Any] = {}
         self.alive: list[Any] = []
+        # The known tensors in each memory, by their ids; and those that a leaf module may write into: its own.
+        self.memory: dict[int, set[int]] = {}
+        self.inside = {id(t) for leaf in leaves for t in (*leaf.parameters(), *leaf.buffers())}
         for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
             self._know(tensor, Held(name))
         for index, value in enumerate(args):
@@ -141,19 +146,21 @@ class _Recorder(TorchFunctionMode):
         if self.depth:
             return func(*args, **kwargs)
         # An argument is looked up before the call: one that works in place gives the same tensor another meaning.
-        given = self._refer((tuple(args), dict(kwargs)))
+        given, before = self._refer((tuple(args), dict(kwargs))), _versions((args, kwargs))
         result = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
-        if not (name.endswith("_") and not name.endswith("__")) and name not in _INERT:
+        written = _written(before)
+        if not written and not (name.endswith("_") and not name.endswith("__")) and name not in _INERT:
             result = _fresh(result, args)
+        if any(map(self._elsewhere, written)):
+            self.tape.in_place.append(f"{name} at {_where()}")
         self._note(func, given, (tuple(args), dict(kwargs)), result)
         return result
 
     def _know(self, value: Any, ref: Any) -> None:
         """Remember the tensors of a result by where they came from."""
         if isinstance(value, Tensor):
-            self.refs[id(value)] = ref
-            self.alive.append(value)
+            self._remember(value, ref)
         elif isinstance(value, (tuple, list)) and isinstance(ref, Out):
             for k, item in enumerate(value):
                 self._know(item, Out(ref.event, (*ref.path, k)))
@@ -161,13 +168,26 @@ class _Recorder(TorchFunctionMode):
             for key, item in value.items():
                 self._know(item, Out(ref.event, (*ref.path, key)))
 
+    def _remember(self, tensor: Tensor, ref: Any) -> None:
+        self.refs[id(tensor)] = ref
+        self.alive.append(tensor)
+        if tensor.layout is torch.strided:
+            self.memory.setdefault(tensor.untyped_storage().data_ptr(), set()).add(id(tensor))
+
+    def _elsewhere(self, tensor: Tensor) -> bool:
+        """Whether what is written into a tensor is seen in another one too, in the input, or after the call."""
+        ref = self.refs.get(id(tensor))
+        if isinstance(ref, In) or (isinstance(ref, Held) and id(tensor) not in self.inside):
+            return True
+        strided = tensor.layout is torch.strided
+        return strided and bool(self.memory.get(tensor.untyped_storage().data_ptr(), set()) - {id(tensor)})
+
     def _refer(self, value: Any) -> Any:
         def change(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
                 return leaf
             if id(leaf) not in self.refs:
-                self.refs[id(leaf)] = Unknown(leaf)
-                self.alive.append(leaf)
+                self._remember(leaf, Unknown(leaf))
             return self.refs[id(leaf)]
 
         return rewrite(value, change)
@@ -215,15 +235,20 @@ class _Recorder(TorchFunctionMode):
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Before a leaf module's call: what happens inside is its own."""
         if not self.depth:
-            self.given = self._refer((tuple(args), dict(kwargs)))
+            self.depth += 1  # nothing of this is an event
+            self.given, self.before = self._refer((tuple(args), dict(kwargs))), _versions((args, kwargs))
+            self.depth -= 1
         self.depth += 1
 
     def leave(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> Any:
         """After it."""
         self.depth -= 1
         if not self.depth:
-            self.depth += 1  # what `_fresh` calls is no event
-            result = _fresh(result, args)
+            self.depth += 1  # what these call is no event
+            written = _written(self.before)
+            result = result if written else _fresh(result, args)
+            if any(map(self._elsewhere, written)):
+                self.tape.in_place.append(f"{type(module).__name__} at {_where()}")
             self.depth -= 1
             self.add("module", module, self.given, (tuple(args), dict(kwargs)), result)
         return result
@@ -236,6 +261,17 @@ def _random(name: str, values: Any) -> bool:
         rest = dict(zip(("p", "training"), args[1:], strict=False)) | kwargs
         return bool(rest.get("training", True)) and rest.get("p", 0.5) != 0
     return "normalize" not in name and any(word in name for word in _RANDOM_WORDS)
+
+
+def _versions(values: Any) -> list[tuple[Tensor, int]]:
+    """The tensors among arguments, and how often each has been written to."""
+    found = [leaf for leaf in leaves_in(values) if isinstance(leaf, Tensor) and not leaf.is_inference()]
+    return [(tensor, tensor._version) for tensor in found]
+
+
+def _written(before: Sequence[tuple[Tensor, int]]) -> list[Tensor]:
+    """Those that a call wrote into."""
+    return [tensor for tensor, version in before if tensor._version != version]
 
 
 def _fresh(result: Any, args: Sequence[Any]) -> Any:

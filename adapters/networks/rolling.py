@@ -296,6 +296,8 @@ def _gathered(rolled: Rolled, value: Any, end: int) -> Any:
                 and len({(place[1], item.path) for place, item in zip(places, value, strict=True) if place}) == 1
             ):
                 return Steps(value[0].event - rolled.start, value[0].path)
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*(walk(item) for item in value))
         if isinstance(value, (list, tuple)):
             return type(value)(walk(item) for item in value)
         if isinstance(value, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -40,12 +41,16 @@ class Lifted(nn.Module):
         function: the call, of the values of one step [B, ...].
         constants: for each of its arguments, a tensor without time, or `None`.
         time: the dimension of time, 1, or 0 for sequences with time first, [T, B, ...].
+        computed: numbers of the arguments that are handed in, and have no time either.
     """
 
-    def __init__(self, function: Function, constants: tuple[Tensor | None, ...], time: int = 1) -> None:
+    def __init__(
+        self, function: Function, constants: tuple[Tensor | None, ...], time: int = 1, computed: Collection[int] = ()
+    ) -> None:
         super().__init__()
         self.time = time
         self.function, self.held = function, tuple(c is not None for c in constants)
+        self.timeless = tuple(held or k in computed for k, held in enumerate(self.held))
         for k, constant in enumerate(constants):
             if isinstance(constant, nn.Parameter):
                 self.register_parameter(f"constant_{k}", constant)
@@ -53,7 +58,7 @@ class Lifted(nn.Module):
                 self.register_buffer(f"constant_{k}", constant)
         target = function.node.target
         name = target if isinstance(target, str) else getattr(target, "__name__", "")
-        plain = not any(self.held) and not function.sized and function.callee is None
+        plain = not any(self.timeless) and not function.sized and function.callee is None
         self.whole = plain and name in ELEMENTWISE
         self.folds = plain and name in FOLDED and len(constants) == 1
 
@@ -64,21 +69,24 @@ class Lifted(nn.Module):
         if self.folds:
             y: Tensor = self.function(xs[0].flatten(0, 1))
             return y.unflatten(0, xs[0].shape[:2])
-        if isinstance(xs[0], tuple):  # one of several results is taken, each over the whole sequence already
-            return self.function(*xs)
         given = iter(xs)
         values = [getattr(self, f"constant_{k}") if held else next(given) for k, held in enumerate(self.held)]
+        timed = [value for value, timeless in zip(values, self.timeless, strict=True) if not timeless]
+        if not timed:
+            return self.function(*values)
+        if isinstance(timed[0], tuple):  # one of several results is taken, each over the whole sequence already
+            return self.function(*values)
         steps = []
-        for t in range(xs[0].shape[self.time]):
-            pairs = zip(values, self.held, strict=True)
-            steps.append(self.function(*(v if held else v.select(self.time, t).clone() for v, held in pairs)))
+        for t in range(timed[0].shape[self.time]):
+            pairs = zip(values, self.timeless, strict=True)
+            steps.append(self.function(*(v if whole else v.select(self.time, t).clone() for v, whole in pairs)))
         return _stacked(steps, self.time)
 
 
 def _stacked(steps: list[Any], time: int) -> Any:
     if isinstance(steps[0], (tuple, list)):
         return tuple(_stacked(list(series), time) for series in zip(*steps, strict=True))
-    return torch.stack(steps, time)
+    return torch.stack(steps, time) if isinstance(steps[0], Tensor) else steps[0]
 
 
 class Folded(nn.Module):

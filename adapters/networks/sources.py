@@ -15,10 +15,10 @@ from tracetorch.adapters.networks import modules as known
 from tracetorch.adapters.networks.graphs import Builder, Part, Plan
 from tracetorch.adapters.networks.network import Network, Stage, preserved, refuse_hooks
 from tracetorch.adapters.networks.recorded import frame_of, lengthened, network_of, tensors_of
-from tracetorch.adapters.networks.recording import NoGraph, leaves_of, record
+from tracetorch.adapters.networks.recording import NoGraph, Tape, Unknown, leaves_of, record
 from tracetorch.adapters.networks.sizes import generalised
 from tracetorch.adapters.registry import ALONE, adapter, framework_of
-from tracetorch.core.graph import Ref
+from tracetorch.core.graph import Ref, Size, State, leaves, rewrite
 
 # ---- from a recording to a network -----------------------------------------------------------------------------------
 
@@ -45,7 +45,9 @@ def read(net: nn.Module, sample: Any, time_dim: int | None) -> Network:
             raise
         try:
             return read_recorded(net, sample, time_dim)
-        except NoGraph:
+        except NoGraph as other:
+            if other.field == "sample":  # its neurons ran over something else than time: a module mixed it with that
+                raise error from other
             raise
         except Exception as other:  # whatever running it on the sample may raise
             raise error from other
@@ -110,7 +112,23 @@ def read_recorded(net: nn.Module, sample: Any, time_dim: int | None) -> Network:
             plan, style = recorder.steps(args, time_dim), "step"
         else:
             plan, style = recorder.loop(args)
+        _refuse_timeless(plan)
+        plan = replace(plan, remarks=(*plan.remarks, *recorder.of_one_mode()))
     return network_of(plan, net, framework, owner, style, tuple(args[1:]))
+
+
+def _refuse_timeless(plan: Plan) -> None:
+    """Raises `NoGraph` for an output of a step that no input has a part in: a sum of weights."""
+    timeless: set[Any] = set()
+    for node in plan.step.nodes:
+        found = list(leaves((node.args, dict(node.kwargs))))
+        timed = any(isinstance(leaf, (Ref, State, Size)) and leaf not in timeless for leaf in found)
+        if not timed and node.name not in plan.neurons:
+            timeless.add(Ref(node.name))
+    for place in leaves(plan.step.output):
+        if place in timeless:
+            why = "an output of the step depends on nothing that it is given"
+            raise NoGraph("''", "forward", place.name, why, "compute it outside the network")
 
 
 class _Recording:
@@ -120,6 +138,8 @@ class _Recording:
         self.net, self.owner, self.neurons = net, owner, list(neurons)
         known_neurons = {id(n) for n in neurons}
         self.leaves = leaves_of(net, lambda m: id(m) in known_neurons or known.is_known(m))
+        # The arguments of the first recording, and what it did with them.
+        self.first: tuple[Sequence[Any], list[Any]] | None = None
 
     def network(self) -> Network:
         """The neurons alone, for `preserved`."""
@@ -136,7 +156,30 @@ class _Recording:
         with torch.no_grad():
             found = record(self.net, args, self.leaves)
         rolling.check(found)
+        if self.first is None:
+            self.first = args, calls_of(found)
         return found
+
+    def of_one_mode(self) -> tuple[str, ...]:
+        """What is said of a forward that makes other calls when the network's `training` is the other one."""
+        if self.first is None:
+            return ()
+        args, calls = self.first
+        inside = {id(part) for leaf in self.leaves for part in leaf.modules()}
+        own = [module for module in self.net.modules() if id(module) not in inside]
+        mode, other = ("training", "evaluation")[:: 1 if self.net.training else -1]
+        for module in own:
+            module.training = not module.training
+        try:
+            same = calls_of(self.tape(args)) == calls
+        except (ConversionError, RuntimeError, ValueError, IndexError):  # chance, or what only the other mode does
+            same = False
+        finally:
+            for module in own:
+                module.training = not module.training
+        if same:
+            return ()
+        return (f"its forward makes other calls in {other} mode: the target makes those of {mode} mode, in either",)
 
     def steps(self, args: Sequence[Any], time_dim: int) -> Plan:
         """One step per call: every step of the sample must make the same calls."""
@@ -182,12 +225,24 @@ class _Recording:
         return replace(self.other_length(plan, args[0]), carry=carry), "loop"
 
     def carries(self, args: Sequence[Any]) -> bool:
-        """Whether a second call goes on from the states that the first one left."""
+        """Whether a second call goes on from the states that the first one left.
+
+        Where no state moved, what layers of the framework do unless they are told otherwise.
+        """
         for neuron in self.neurons:
             recurrent.adapter_of(neuron, self.owner).reset(neuron)
         with torch.no_grad():
-            first, second = (list(tensors_of(self.net(*args))) for _ in range(2))
-        return not all(map(torch.equal, first, second))
+            first = [*tensors_of(self.net(*args)), *(state.clone() for state in self.states())]
+            moved = any(bool(state.any()) for state in self.states())
+            second = [*tensors_of(self.net(*args)), *self.states()]
+        if not moved and not self.owner.STEPPED:
+            return True
+        return len(first) != len(second) or not all(map(torch.equal, first, second))
+
+    def states(self) -> list[Tensor]:
+        """What the neurons keep now."""
+        kept = [getattr(n, name, None) for n in self.neurons for name in recurrent.adapter_of(n, self.owner).states(n)]
+        return [state for state in kept if isinstance(state, Tensor)]
 
     def other_length(self, plan: Plan, x: Tensor) -> Plan:
         """The same for another batch size and number of steps."""
@@ -212,6 +267,15 @@ class _Recording:
             remarks = () if len(dims) == 2 or plan.before is not None else _fixed(plan, x, dims)
             return replace(merged, steps=plan.steps if cut_short else None, remarks=remarks, other=more)
         return replace(plan, remarks=(_FIXED.format("shape of the input", tuple(x.shape)),))
+
+
+def calls_of(tape: Tape) -> list[Any]:
+    """What a recording calls, with what."""
+
+    def known_value(leaf: Any) -> Any:
+        return Unknown if isinstance(leaf, Unknown) else leaf
+
+    return [(e.kind, e.target, *rewrite((e.args, e.kwargs), known_value)) for e in tape.events]
 
 
 _FIXED = "the {} is a constant of the source: {}"

@@ -22,15 +22,16 @@ from torch import Tensor, nn
 from tracetorch.adapters.base import ConversionError
 from tracetorch.adapters.networks import recurrent, writing
 from tracetorch.adapters.networks.conventions import BEFORE_RESET, Called, called
+from tracetorch.adapters.networks.graphs import free
 from tracetorch.adapters.networks.lifted import before_reset
 from tracetorch.adapters.networks.modules import is_known
 from tracetorch.adapters.networks.network import Network, Stage, preserved, refuse_hooks
 from tracetorch.adapters.networks.recorded import Recorded, tensors_of
-from tracetorch.adapters.networks.recording import NoGraph, leaves_of, record
+from tracetorch.adapters.networks.recording import Held, NoGraph, leaves_of, record
 from tracetorch.adapters.networks.sources import neurons_of
 from tracetorch.adapters.networks.writing import Notes, Order, build_neuron
 from tracetorch.adapters.registry import adapter
-from tracetorch.core.graph import Ref, rewrite
+from tracetorch.core.graph import Ref, leaves, rewrite
 
 # Whose modules keep nothing that a call of the network changes, but neurons, whose states are put back elsewhere.
 _FOREIGN = ("torch.", "snntorch.", "sinabs.layers.", "tracetorch.")
@@ -47,11 +48,13 @@ class Whole(Network):
         graph: what a neuron that is called several times in a step leaves of it: a graph whose layers cannot be run one
             after the other over the whole sequence, so that it is judged as a forward that is run.
         unused: layers that no call of the sample's forward reaches, whatever its values: converted, and not judged.
+        direct: names of the parameters that the forward uses beside its layers.
     """
 
     why: str = ""
     loops: bool = False
     unused: tuple[Stage, ...] = ()
+    direct: frozenset[str] = frozenset()
     graph: Recorded | None = None
 
     def remarks(self) -> tuple[str, ...]:
@@ -169,33 +172,36 @@ def of_graph(graph: Recorded, sample: Any, time_dim: int | None) -> Whole:
     names = ", ".join(graph.plan.shared)
     why = f"{names}: called several times in a step, each call advances the one state, in the source's order"
     network = read(graph.root, sample, time_dim, NoGraph("''", "neuron", "used twice", why, ""))
-    held = {place.name: place for place in network.constants if place.name.replace(".", "_") in graph.plan.tensors}
+    held = {
+        place.name: place for place in network.constants if free(place.name.replace(".", "_")) in graph.plan.tensors
+    }
     constants = {place: network.constants[place] for place in held.values()}
     loops = graph.style == "loop"
     return replace(network, why=why, graph=graph, unused=(), constants=constants, loops=loops)
 
 
-def _seen(network: Whole, x: Tensor, leaves: Sequence[nn.Module]) -> Whole:
+def _seen(network: Whole, x: Tensor, layers: Sequence[nn.Module]) -> Whole:
     """The network with what a recording of it shows. Raises `ConversionError` where chance has a part in it."""
     counts: Counter[int] = Counter()
-    most, branches = 0, False
+    most, branches, direct = 0, False, set[str]()
     with preserved(network), kept(network.root), torch.no_grad():
         network.reset()
         for value in network.inputs(x):
-            tape = record(network.root, (value,), leaves)
+            tape = record(network.root, (value,), layers)
             if tape.random:
                 why = "it draws random numbers, and what depends on chance cannot be compared"
                 raise ConversionError("''", "forward", tape.random[0], why, "draw them outside; net.eval()")
             now = Counter(id(event.target) for event in tape.events if event.kind == "module")
             most = max([most, *(now[id(stage.inner)] for stage in network.stages if stage.neuron)])
             branches, counts = branches or bool(tape.value_reads), counts + now
+            direct |= {leaf.name for e in tape.events for leaf in leaves((e.args, e.kwargs)) if isinstance(leaf, Held)}
     unused = tuple(stage for stage in network.stages if not counts[id(stage.inner)])
     if branches and unused:
         why = "the sample takes no branch that calls it: nothing is known of it"
         raise ConversionError(f"{unused[0].name!r}", "calls", 0, why, "a sample that reaches it")
     used = tuple(stage for stage in network.stages if counts[id(stage.inner)])
     loops = network.style == "loop" and (most > 1 or not network.adapter.STEPPED)
-    return replace(network, stages=used, unused=unused, loops=loops)
+    return replace(network, stages=used, unused=unused, loops=loops, direct=frozenset(direct))
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
@@ -260,8 +266,9 @@ def _write_graph(network: Whole, graph: Recorded, order: Order) -> tuple[Whole, 
         if isinstance(part, nn.Module):
             found.update(part.named_modules())
             tensors.update({**dict(part.named_parameters()), **dict(part.named_buffers())})
-    stages = tuple(_stage(s.name, found[s.name], found[s.name], s.neuron, own) for s in network.stages)
-    constants = {place: tensors[place.name.replace(".", "_")] for place in network.constants}
+    held = {stage.name: found[free(stage.name)] for stage in network.stages}
+    stages = tuple(_stage(s.name, held[s.name], held[s.name], s.neuron, own) for s in network.stages)
+    constants = {place: tensors[free(place.name.replace(".", "_"))] for place in network.constants}
     return replace(
         network, root=written.root, framework=order.to, adapter=own, stages=stages, constants=constants
     ), notes

@@ -111,13 +111,21 @@ def _memo(modules: Sequence[nn.Module], share: bool) -> dict[int, Any]:
     return {id(tensor): tensor for module in modules for tensor in (*module.parameters(), *module.buffers())}
 
 
+def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A copy that writes into no tensor: its result is another tensor, as the calls that follow refer to it."""
+    made: nn.Module = copy.deepcopy(module, memo)
+    if getattr(made, "inplace", False):
+        made.inplace = False  # type: ignore[assignment]
+    return made
+
+
 # ---- chains ----------------------------------------------------------------------------------------------------------
 
 
 def _write_chain(network: Network, order: Order) -> tuple[Network, Notes]:
     target, notes, stages = adapter(order.to), Notes(), []
     memo = _memo([stage.inner for stage in network.stages if not stage.neuron], order.share)
-    copies = {s.name: copy.deepcopy(s.inner, memo) for s in network.stages if not s.neuron}
+    copies = {s.name: _copied(s.inner, memo) for s in network.stages if not s.neuron}
     for stage in network.stages:
         inner = build_neuron(stage, order, notes) if stage.neuron else copies[stage.name]
         held = inner if stage.neuron else target.wrap(inner)
@@ -143,7 +151,7 @@ def _write_recorded(network: Recorded, order: Order) -> tuple[Network, Notes]:
     memo = _memo(list(others.values()), order.share)
     if order.share:
         memo.update({id(tensor): tensor for tensor in plan.tensors.values()})
-    modules = {path: made[path] if path in made else copy.deepcopy(others[path], memo) for path in plan.modules}
+    modules = {path: made[path] if path in made else _copied(others[path], memo) for path in plan.modules}
     tensors = {name: copy.deepcopy(tensor, memo) for name, tensor in plan.tensors.items()}
     written = replace(plan, modules=modules, tensors=tensors, threads={}, held={})
     if adapter(order.to).STEPPED:

@@ -32,7 +32,7 @@ from norse.torch.module.lif_box import LIFBoxCell
 from norse.torch.module.snn import SNN, SNNCell, SNNRecurrent, SNNRecurrentCell
 from torch import Tensor, nn
 
-from tracetorch.adapters.base import Building, ConversionError, readable, value_of
+from tracetorch.adapters.base import Building, no_networks, readable, value_of
 from tracetorch.adapters.losses import Loss, common, formed, neutral, settle, starts_at
 from tracetorch.core.spec import NeuronSpec, Parameter, SpecError
 from tracetorch.functional.surrogates import Surrogate
@@ -342,7 +342,4 @@ def assemble(modules: Mapping[str, nn.Module], emit_state: bool) -> nn.Module:
     Raises:
         ConversionError: always.
     """
-    raise ConversionError(
-        "''", "network", NAME, "whole networks of Norse are not written in this version",
-        "convert its layers one by one: adapters.build(adapters.spec(layer), 'norse')",
-    )  # fmt: skip
+    raise no_networks("Norse", NAME)

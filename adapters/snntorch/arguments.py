@@ -15,7 +15,8 @@ from tracetorch.core.spec import NeuronSpec
 
 def set_rc(layer: Any, spec: NeuronSpec, building: Building) -> None:
     """R and C of a Lapicque with the decay a and the gain b in a step of 1: the floats nearest 1/b and b/(1-a)."""
-    a, b = value_of(spec, "mem_decay"), value_of(spec, "input_gain")
+    dtype = value_of(spec, "threshold").dtype  # of a layer in float64 whose R and C were given as Python numbers
+    a, b = value_of(spec, "mem_decay").to(dtype), value_of(spec, "input_gain").to(dtype)
     if not ((a < 1) & (b > 0)).all():
         raise building.impossible("mem_decay", float(a.max()), "R C must be positive", "a decay below 1")
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tracetorch.adapters.base import Building
 from tracetorch.adapters.computed import SpecStep
+from tracetorch.adapters.losses import formed
 from tracetorch.adapters.simplify import described
 from tracetorch.adapters.snntorch.layers import SpikeGrad
 from tracetorch.core.spec import NeuronSpec
@@ -52,6 +53,7 @@ class Computed(SpecStep, snntorch.SpikingNeuron):
 
 
 def computed(spec: NeuronSpec, building: Building) -> nn.Module:
-    """The layer, and what the report says of it."""
+    """The layer, in the spec's order of operations or another that computes it, and what the report says of it."""
+    spec = formed(spec, building)
     building.note("form", f"custom class tracetorch.adapters.snntorch.Computed: {described(spec)}")
     return Computed(spec)

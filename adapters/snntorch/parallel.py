@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ class ParallelNeuron(nn.Module):
 
     threshold: Tensor
     graded_spikes_factor: Tensor
+    # parameter of the spec -> the attribute that it is a part of, and that tensor of its value
+    inside: Mapping[str, tuple[str, Callable[[Tensor], Tensor]]] = {"mem_decay": ("weight_hh_l0", torch.diag)}
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
@@ -36,6 +39,12 @@ class ParallelNeuron(nn.Module):
         weights = [torch.eye(len(hidden), dtype=xs.dtype, device=xs.device), hidden]
         mem, _ = torch.rnn_relu(xs, first, weights, False, 1, 0.0, self.training, False, False)
         return layer.spike_grad(mem - layer.threshold) * layer.graded_spikes_factor, mem
+
+    @property
+    def weight_hh_l0(self) -> Tensor:
+        """The layer's hidden matrix, diagonal."""
+        hidden: Tensor = self.__dict__["layer"].rnn.weight_hh_l0
+        return hidden
 
     @property
     def spec(self) -> NeuronSpec:

@@ -18,7 +18,7 @@ import torch
 from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor, nn
 
-from tracetorch.adapters.base import Building, ConversionError, readable, value_of
+from tracetorch.adapters.base import Building, no_networks, readable, value_of
 from tracetorch.adapters.losses import Loss, common, formed, neutral, settle, starts_at
 from tracetorch.core.spec import NeuronSpec, Parameter, SpecError
 from tracetorch.functional.spikes import heaviside
@@ -334,7 +334,4 @@ def assemble(modules: Mapping[str, nn.Module], emit_state: bool) -> nn.Module:
     Raises:
         ConversionError: always.
     """
-    raise ConversionError(
-        "''", "network", NAME, "whole networks of SpikingJelly are not written in this version",
-        "convert its layers one by one: adapters.build(adapters.spec(layer), 'spikingjelly')",
-    )  # fmt: skip
+    raise no_networks("SpikingJelly", NAME)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -258,7 +259,7 @@ class Graph(Model, plain.Planned):
             if isinstance(leaf, Size):
                 dims = (leaf.dim,) if leaf.times is None else (leaf.dim, leaf.times)
                 sizes = [graph.call_method("size", (known[self.inputs[0]], dim)) for dim in dims]
-                return sizes[0] if len(sizes) == 1 else graph.call_function(_times, tuple(sizes))
+                return sizes[0] if len(sizes) == 1 else graph.call_function(operator.mul, tuple(sizes))
             return leaf
 
         reads = self.reads()
@@ -278,10 +279,6 @@ class Graph(Model, plain.Planned):
 
 def _is_name(name: object) -> bool:
     return isinstance(name, str) and name.isidentifier() and name.isascii() and not keyword.iskeyword(name)
-
-
-def _times(a: int, b: int) -> int:
-    return a * b
 
 
 def size_of(size: Size, x: Tensor) -> int:

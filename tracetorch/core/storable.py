@@ -118,9 +118,10 @@ def _build_leaky(cls: type[nn.Module], arguments: dict[str, Any], tensors: Tenso
     if given:
         raise FileError(f"it has children ({list(given)!r:.100}), which its class has not")
     for name, tensor in tensors.items():
-        shape = None if tensor is None else list(tensor.shape)
-        if tensor is None or not name.startswith("raw_") or shape not in ([], [arguments["num_neurons"]]):
-            raise FileError(f"{name!r:.100} has the shape {shape}; must be [] or [{arguments['num_neurons']}]")
+        shape, neurons = None if tensor is None else list(tensor.shape), arguments["num_neurons"]
+        if tensor is None or not name.startswith("raw_") or shape not in ([], [neurons]):
+            wanted = "[]" if neurons is None else f"[] or [{neurons}]"
+            raise FileError(f"{name!r:.100} has the shape {shape}; must be {wanted}")
         arguments[f"{name[4:]}_rank"] = tensor.ndim
         arguments[f"learn_{name[4:]}"] = isinstance(tensor, nn.Parameter)
     with torch.device("cpu"):
@@ -136,7 +137,7 @@ def _build_spec_neuron(
         raise FileError(f"spec: its parameters must be the tensors {list(tensors)!r:.200}, and there are no children")
     if type(data.get("time_unit")) not in (str, type(None)):
         raise FileError(f"spec: time_unit={data['time_unit']!r:.100} must be a text or null")
-    values, zeros = {}, {}
+    values = {}
     for name, entry in entries.items():
         check_fields(entry, f"spec: parameter {name!r:.100}", {"raw": str, "learnable": bool})
         tensor = tensors[name]
@@ -145,9 +146,7 @@ def _build_spec_neuron(
         tensor = tensor.detach().cpu()
         array = (tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor).numpy()
         values[name] = Parameter(array, entry["learnable"], entry["raw"])
-        zeros[name] = {"value": 0.0, "dtype": "float32", **entry}
-    spec = NeuronSpec.from_dict({**data, "parameters": zeros}).replace(parameters=values)
-    return SpecNeuron(spec)
+    return SpecNeuron(NeuronSpec.from_dict(data, values))
 
 
 def _build_online(cls: type[nn.Module], arguments: dict[str, Any], tensors: Tensors, children: Children) -> nn.Module:
@@ -336,7 +335,7 @@ _LOOP = {
     "carry": BOOL,
     "fold": _one_of("fast", "exact"),
 }
-_LEAKY = {"num_neurons": INT, "dim": INT}
+_LEAKY = {"num_neurons": _INDEX, "dim": INT}
 _FIRING = {**_LEAKY, "spike_fn": _FUNCTION, "quant_fn": _FUNCTION}
 _ONLINE = {"in_features": INT, "out_features": INT, "rule": _one_of("average", "ottt", "bptt")}
 _PART = {"num_neurons": INT}

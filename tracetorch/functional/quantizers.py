@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tracetorch.functional.levels import nearest_by_halving, well_spaced
+
 
 class _RoundSTE(torch.autograd.Function):
     @staticmethod
@@ -27,6 +29,8 @@ def round_to_step(x: Tensor, step_size: float = 1.0) -> Tensor:
 class _NearestLevel(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, levels: tuple[float, ...]) -> Tensor:
+        if x.dtype in (torch.float32, torch.float64) and well_spaced(levels):
+            return nearest_by_halving(x, levels)
         nearest, distance = torch.full_like(x, levels[0]), (levels[0] - x).abs()
         for level in levels[1:]:
             other = (level - x).abs()

@@ -235,11 +235,25 @@ class Body:
             else:
                 operands.append(_number(argument, _operand_dtype(self.graph, node, k)))
         element = node.dtype if node.dtype in (torch.float32, torch.float64) else torch.float32
+        if self._rounds(node):  # spelt so, since `float` becomes `double` in a kernel of float64
+            return f"(double)(__typeof__(1.0f)){operands[0]}"
         return (
             _expression(node, operands)
             .replace("{f}", "f" if element is torch.float32 else "")
             .replace("{t}", _TYPES[element])
         )
+
+    def _rounds(self, node: Node) -> bool:
+        """Whether it is a value given in float64 of which the step takes the float32.
+
+        All else that torch holds in float32 beside float64 stays unrounded: spikes, which it changes nothing of, and
+        gradients, which it would.
+        """
+        given = node.args[0]
+        if node.op != "cast" or node.dtype is not torch.float32 or not isinstance(given, Ref):
+            return False
+        known = given.index < len(self.graph.inputs) and not self.graph.inputs[given.index][0].startswith("d_")
+        return known and self.graph.dtype(given) is torch.float64
 
     def output(self, name: str) -> str:
         """The C expression of an output."""

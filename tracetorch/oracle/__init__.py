@@ -11,6 +11,7 @@ from tracetorch.oracle.gradient_judge import (
 from tracetorch.oracle.judge import Judgement, Recording, explained, judge, same_bits, trajectory
 from tracetorch.oracle.lif import Step, Trace, advance, backward, run
 from tracetorch.oracle.rounding import bounds, current_bound, roundoff
+from tracetorch.oracle.signed import TwoSigns, drift, two_signs
 from tracetorch.oracle.simulation import Expected, expected, simulate
 
 __all__ = [
@@ -22,10 +23,12 @@ __all__ = [
     "Recording",
     "Step",
     "Trace",
+    "TwoSigns",
     "advance",
     "backward",
     "bounds",
     "current_bound",
+    "drift",
     "equations",
     "expected",
     "explained",
@@ -39,4 +42,5 @@ __all__ = [
     "same_bits",
     "simulate",
     "trajectory",
+    "two_signs",
 ]

@@ -70,7 +70,10 @@ def covers(spec: Any) -> bool:
     return hasattr(spec, "layer_states") or bool(spec.signed)
 
 
-def _refuse(spec: Any) -> None:
+def refuse(spec: Any) -> None:
+    """Raises `OracleError` for choices of a `NeuronSpec` with spikes of two signs that these equations have not."""
+    if hasattr(spec, "layer_states"):
+        raise OracleError(f"{spec.name}: a pair of traces, or one of the own output, is judged along a recording alone")
     for name, covered in _COVERED.items():
         choice = getattr(spec, name)
         if choice not in covered:
@@ -91,7 +94,7 @@ def _kind(spec: Any) -> tuple[Native, dict[str, str]]:
         parts = (spec.family, spec.dual, spec.synapse, spec.recurrent, spec.ema)
         own = Native(*parts, hard, chosen, spec.comparison == ">=")
         return own, {name: name for name in spec.parameters}
-    _refuse(spec)
+    refuse(spec)
     inclusive = spec.comparison == ">="
     own = Native("LITS", synapse=spec.synapse != "none", hard=hard, surrogate=chosen, inclusive=inclusive)
     return own, {name: _PARAMETERS[name] for name in spec.parameters}

@@ -1,7 +1,7 @@
 """Any spec on its own, in float64, from the initial state, by its own spikes or by given ones.
 
 `oracle.run` is that of the leaky integrate-and-fire family. A threshold that adapts is run here step by step; the
-difference of exponentials in `oracle.alpha`.
+difference of exponentials in `oracle.alpha`, spikes of two signs in `oracle.signed`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tracetorch.oracle import alpha
+from tracetorch.oracle import alpha, composed, signed
 from tracetorch.oracle.adaptive import adapted, along
 from tracetorch.oracle.equations import Equations, equations
 from tracetorch.oracle.judge import Recording, trajectory
@@ -48,6 +48,10 @@ def expected(spec: Any, recording: Recording) -> Expected:
             found = alpha.rerun(spec, recording)
             own = found.bounds(*roundoff(recording.x.dtype))
             return Expected(found.eq, found.w, own["v_mem"], _alpha_states(found))
+        if composed.covers(spec):
+            rerun = composed.rerun(spec, recording, *roundoff(recording.x.dtype))
+            truth = {composed.STATES[name]: state for name, state in rerun.tape.new.items()}
+            return Expected(signed.two_signs(spec), rerun.tape.m, np.maximum(*rerun.z_bounds), truth)
         eq, trace, _ = trajectory(spec, recording)
         w_bound, _ = bounds(eq, trace, recording.x.dtype, recording.outputs.dtype)
         states = {"v_mem": trace.step.w if recording.spec.stores_before_reset else trace.step.v}
@@ -72,6 +76,8 @@ def simulate(spec: Any, x: Array, spikes: Array | None = None) -> tuple[Recordin
     Raises:
         OracleError: a choice without equations.
     """
+    if composed.covers(spec):
+        return _signed(spec, x, spikes)
     with np.errstate(all="ignore"):
         states: dict[str, Array] = {}
         if alpha.covers(spec):
@@ -88,6 +94,14 @@ def simulate(spec: Any, x: Array, spikes: Array | None = None) -> tuple[Recordin
         outputs = trace.step.w if spec.output == "membrane" else eq.g * emitted
     states["v_mem"] = trace.step.w if spec.stores_before_reset else trace.step.v
     states.setdefault("i_syn", trace.step.i)
+    return Recording(x, outputs, {name: states[name] for name in spec.states}, spec), eq, trace
+
+
+def _signed(spec: Any, x: Array, spikes: Array | None) -> tuple[Recording, Equations, Trace]:
+    """As `simulate`; `spikes` of either sign."""
+    with np.errstate(all="ignore"):
+        eq, trace, outputs = signed.simulate(spec, x, spikes)
+    states = {"v_mem": trace.step.v, "i_syn": trace.step.i}
     return Recording(x, outputs, {name: states[name] for name in spec.states}, spec), eq, trace
 
 

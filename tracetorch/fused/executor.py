@@ -24,6 +24,16 @@ class BackendError(RuntimeError):
     """An executor that is not available here, asked for by name."""
 
 
+@cache
+def _no_compiler(cc: str | None, path: str | None) -> str | None:
+    """Why there is no C compiler under these environment variables; asked once, as it takes longer than a call."""
+    try:
+        compiler.compiler()
+    except compiler.CompilerError as error:
+        return str(error)
+    return None
+
+
 @contextmanager
 def backend(name: str) -> Iterator[None]:
     """Choose the executor of every `unroll` inside the `with` block, in this thread.
@@ -48,10 +58,9 @@ def backend(name: str) -> Iterator[None]:
         if reason is not None:
             raise BackendError(reason)
     if name == "cpu":
-        try:
-            compiler.compiler()
-        except compiler.CompilerError as error:
-            raise BackendError(str(error)) from error
+        reason = _no_compiler(os.environ.get("CC"), os.environ.get("PATH"))
+        if reason is not None:
+            raise BackendError(reason)
     token = _CURRENT.set(name)
     try:
         yield

@@ -440,3 +440,27 @@ def test_a_forward_that_depends_on_the_mode_is_named(training):
     assert [remark for remark in said if f"other calls in {other} mode" in remark]
     assert {name: module.training for name, module in net.named_modules()} == modes
     assert not converted(Base().train(training), "tracetorch", drive()).report.remarks
+
+
+class Anew(Base):
+    """A loop of snnTorch's that begins with membranes of its own at every call."""
+
+    def forward(self, x):
+        mem1, mem2, out = self.lif1.init_leaky(), self.lif2.init_leaky(), []
+        for step in x:
+            spk, mem1 = self.lif1(self.fc1(step), mem1)
+            spk, mem2 = self.lif2(self.fc2(spk), mem2)
+            out.append(spk)
+        return torch.stack(out)
+
+
+@pytest.mark.parametrize("to", FRAMEWORKS)
+@pytest.mark.parametrize("training", [False, True])
+def test_a_second_call_begins_anew_where_the_forward_does(to, training):
+    net, x = Anew().train(training), drive()
+    result = converted(net, to, x)
+    xs = x.transpose(0, 1) if to == "sinabs" else x
+    first, second = (tensors(result.model(xs))[0] for _ in range(2))
+    assert first.any()
+    assert torch.equal(first, second) == (to != "sinabs")
+    assert result.model.training == training

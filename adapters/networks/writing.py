@@ -19,7 +19,7 @@ from tracetorch.adapters.networks.network import Network, Stage
 from tracetorch.adapters.networks.recorded import Recorded, frame_of, graph_of, network_of
 from tracetorch.adapters.registry import adapter, adapter_of, framework_of
 from tracetorch.core.composition import Composition
-from tracetorch.core.graph import Loop, State, rewrite, stepped
+from tracetorch.core.graph import Graph, Loop, State, rewrite, stepped
 
 Notes = dict[str, Sequence[Note]]
 
@@ -179,7 +179,7 @@ def _stepped_target(network: Recorded, plan: Plan, to: str) -> Recorded:
         parts = [None if part is None else graph_of(part, shown) for part in (shown.before, shown.after)]
         root = SteppedLoop(graph_of(shown.step, shown), shown.cuts, parts[0], parts[1], shown.steps, shown.carry)
     for module in root.modules():
-        if type(module).__module__.startswith("tracetorch.core."):
+        if isinstance(module, (Graph, Loop)):
             module.training = network.root.training
     return network_of(plan, root, to, adapter(to), network.style)
 

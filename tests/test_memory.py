@@ -49,7 +49,7 @@ def test_small_tensors_and_other_devices_are_torch_s_own():
     small = memory.empty((5, 7), torch.float64)
     assert (small.shape, small.dtype, small.is_contiguous()) == ((5, 7), torch.float64, True)
     assert memory.empty((0, 1 << 30), torch.float32).shape == (0, 1 << 30)
-    assert memory.empty_like(torch.empty(3, 2, device="meta"), 4).shape == (4, 3, 2)
+    assert memory.new_empty(torch.empty(3, 2, device="meta"), (4, 3, 2)).is_meta
     assert memory.waiting() == 0
 
 

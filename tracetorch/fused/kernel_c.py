@@ -2,7 +2,7 @@
 
 Layout: elements (b, n), b < B, n < N, n contiguous; time and batch by strides, so that [T, B, N] and [B, T, N] are the
 same kernel. Each block of elements runs through all steps before the next one starts, with its states in L1. A
-parameter has a stride for b and one for n, of which either may be 0.
+parameter of fewer values than there are elements begins anew with its first: one value, or one for each neuron.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ STRIP = 64  # elements between two requests for later rows: a burst of them woul
 AHEAD = 2  # rows asked for before they are needed
 
 # Elements of a sequence from one step to the next and from one b to the next: `by_t`, `by_b`. `stream`: whether outputs
-# go past the caches. `width`: elements of a job, at most BLOCK.
+# go past the caches. `width`: elements of a job, at most BLOCK. After them the parameters' sizes, and in the backward
+# kernel `still_<output>`: whether an output's gradient is one row [B, N], the same at every step (of a sum over time).
 INTEGERS = ("T", "B", "N", "by_t", "by_b", "threads", "stream", "width")
 
 
-def _head(name: str, pointers: Sequence[str], signature: Signature) -> list[str]:
+def _head(name: str, pointers: Sequence[str], signature: Signature, more: Sequence[str] = ()) -> list[str]:
     lines = [f"void {name}(void **pointers, const int64_t *integers) {{"]
     lines += [f"  float *restrict {p} = pointers[{k}];" for k, p in enumerate(pointers)]
-    lines += [f"  const int64_t {i} = integers[{k}];" for k, i in enumerate((*INTEGERS, *signature.strides))]
+    lines += [f"  const int64_t {i} = integers[{k}];" for k, i in enumerate((*INTEGERS, *signature.sizes, *more))]
     return [
         *lines,
         "  const int64_t blocks = (N + width - 1) / width;",
@@ -36,24 +37,27 @@ def _head(name: str, pointers: Sequence[str], signature: Signature) -> list[str]
         "  for (int64_t job = 0; job < B * blocks; job++) {",
         "    const int64_t b = job / blocks, n = (job % blocks) * width;",
         "    const int64_t m = N - n < width ? N - n : width, at = b * N + n, start = b * by_b + n;",
+        "    // Where the next job starts: its first rows are asked for during the last ones of this.",
+        "    const int64_t next = job + 1 < B * blocks ? job + 1 : job;",
+        "    const int64_t then = next / blocks * by_b + next % blocks * width;",
     ]
 
 
 def _strips(
-    indent: str, asks: Sequence[tuple[str, str]], statements: Sequence[str], puts: Sequence[tuple[str, str, str]]
+    indent: str, asks: Sequence[str], statements: Sequence[str], puts: Sequence[tuple[str, str, str]]
 ) -> list[str]:
     """The loop over the elements of a row, in strips.
 
     Args:
         indent: of the loop.
-        asks: (condition, row): rows that are needed some steps later, where they exist.
+        asks: rows that are needed some steps later.
         statements: of one element `e`.
         puts: (condition, to, from): rows that leave L1; "" is always.
     """
     bytes_ = "(end - s) * sizeof(float)"
     lines = [f"for (int64_t s = 0; s < m; s += {STRIP}) {{"]
     lines += [f"  const int64_t end = m - s < {STRIP} ? m : s + {STRIP};"]
-    lines += [f"  if ({condition}) ask({row} + s, {bytes_});" for condition, row in asks]
+    lines += [f"  ask({row} + s, {bytes_});" for row in asks]
     lines += ["#pragma GCC ivdep", "  for (int64_t e = s; e < end; e++) {"]
     lines += [f"    {line}" for line in statements] + ["  }"]
     for condition, to, kept in puts:
@@ -62,15 +66,22 @@ def _strips(
     return [line if line.startswith("#") else f"{indent}{line}" for line in [*lines, "}"]]
 
 
+def _given_or_zero(to: str, given: str) -> str:
+    """A statement that loads a block of a state, zero where no tensor is given."""
+    return f"if ({given}) memcpy({to}, {given} + at, m * sizeof(float)); else memset({to}, 0, m * sizeof(float));"
+
+
 def _load_parameters(graph: Graph, signature: Signature) -> tuple[list[str], dict[str, str]]:
     """Statements before the loop over time, and the expressions of the parameters."""
     lines, names = [], {}
     for name in signature.parameters:
         p = signature.plain[name]
         names[name] = f"p_{p}[e]"
-        place = f"b * by_b_{p} + (n + e) * by_n_{p}"
         lines.append(f"    float p_{p}[BLOCK];")
-        lines.append(f"    for (int64_t e = 0; e < m; e++) p_{p}[e] = given_{p}[{place}];")
+        lines.append(f"    for (int64_t e = 0, place = at % size_{p}; e < m; e++, place++) {{")
+        lines.append(f"      if (place == size_{p}) place = 0;")
+        lines.append(f"      p_{p}[e] = given_{p}[place];")
+        lines.append("    }")
     return lines, names
 
 
@@ -103,12 +114,12 @@ def _forward(traced: Traced, signature: Signature) -> list[str]:
     outputs = signature.named("out", signature.outputs)
     for s in states:
         lines.append(f"    float s_{s}[BLOCK];")
-        lines.append(f"    memcpy(s_{s}, first_{s} + at, m * sizeof(float));")
+        lines.append(f"    {_given_or_zero(f's_{s}', f'first_{s}')}")
     lines += [f"    float {name}_block[BLOCK];" for name in outputs]
     lines.append("    for (int64_t t = 0; t < T; t++) {")
     for s in states:
-        save = f"saved_{s} + (t / {CHUNK}) * B * N + at, s_{s}, m * sizeof(float)"
-        lines.append(f"      if (saved_{s} && t % {CHUNK} == 0) put({save}, stream);")
+        save = f"saved_{s} + (t / {CHUNK} - 1) * B * N + at, s_{s}, m * sizeof(float)"
+        lines.append(f"      if (saved_{s} && t && t % {CHUNK} == 0) put({save}, stream);")
     lines += [f"      {line}" for line in _rows(inputs, "t")]
     names |= {name: f"in_{plain[name]}_row[e]" for name in signature.inputs}
     names |= {name: f"s_{plain[name]}[e]" for name in signature.states}
@@ -122,18 +133,23 @@ def _forward(traced: Traced, signature: Signature) -> list[str]:
     lines.append("      const int64_t place = t * by_t + start;")
     puts = [("", f"{name} + place", f"{name}_block") for name in outputs]
     puts += [(f"record_{s}", f"record_{s} + place", f"s_{s}") for s in states]
-    asks = [(f"t + {AHEAD} < T", f"{name}_row + {AHEAD} * by_t") for name in inputs]
+    here, there = f"place + {AHEAD} * by_t", f"(t + {AHEAD}) % T * by_t + then"
+    lines.append(f"      const int64_t later = t + {AHEAD} < T ? {here} : {there};")
+    asks = [f"{name} + later" for name in inputs]
     lines += _strips("      ", asks, statements, puts)
     lines.append("    }")
-    lines += [f"    memcpy(last_{s} + at, s_{s}, m * sizeof(float));" for s in states]
+    lines += [f"    put(last_{s} + at, s_{s}, m * sizeof(float), stream);" for s in states]
     return [*lines, "    settle();", "  }", "}"]
 
 
 def _recompute(traced: Traced, signature: Signature, names: dict[str, str], fixed: dict[int, str]) -> list[str]:
-    """States of a chunk from the saved one: h_<state>[step] is the state before that step."""
+    """States of a chunk from the one before it: h_<state>[step] is the state before that step."""
     plain = signature.plain
     states = [plain[name] for name in signature.states]
-    lines = [f"      memcpy(h_{s}[0], saved_{s} + c * B * N + at, m * sizeof(float));" for s in states]
+    lines = []
+    for s in states:
+        lines.append(f"      if (c) memcpy(h_{s}[0], saved_{s} + (c - 1) * B * N + at, m * sizeof(float));")
+        lines.append(f"      else {_given_or_zero(f'h_{s}[0]', f'first_{s}')}")
     lines.append(f"      const int64_t steps = T - c * {CHUNK} < {CHUNK} ? T - c * {CHUNK} : {CHUNK};")
     lines.append("      for (int64_t k = 0; k + 1 < steps; k++) {")
     lines += [f"        {line}" for line in _rows(signature.named("in", signature.inputs), f"(c * {CHUNK} + k)")]
@@ -161,10 +177,24 @@ def _product(graph: Graph, signature: Signature, names: dict[str, str], fixed: d
     ]
 
 
+def _places_back() -> list[str]:
+    """Where the rows lie that are needed next, going back: gradients some steps, inputs a chunk from now.
+
+    In the first steps of all these are rows of the next job, whose first chunk is the last one in time, of which there
+    may be fewer steps.
+    """
+    return [
+        f"const int64_t sooner = t >= {AHEAD} ? place - {AHEAD} * by_t : (T - {AHEAD} % T + t) % T * by_t + then;",
+        f"const int64_t then_t = (T - 1) / {CHUNK} * {CHUNK} + k;",
+        f"const int64_t chunk_sooner = c ? place - {CHUNK} * by_t : then_t < T ? then_t * by_t + then : place;",
+    ]
+
+
 def _backward(traced: Traced, signature: Signature) -> list[str]:
     assert traced.vjp is not None
     plain = signature.plain
-    lines = _head("backward", signature.backward_pointers, signature)
+    still = signature.named("still", signature.outputs)
+    lines = _head("backward", signature.backward_pointers, signature, still)
     loads, names = _load_parameters(traced.forward, signature)
     hoisted, fixed = _hoisted(traced.forward, names, "f")
     vjp_hoisted, vjp_fixed = _hoisted(traced.vjp, names, "g")
@@ -175,7 +205,7 @@ def _backward(traced: Traced, signature: Signature) -> list[str]:
     d_outputs = signature.named("d_out", signature.outputs)
     for s in states:
         lines.append(f"    float h_{s}[{CHUNK}][BLOCK], l_{s}[BLOCK];")
-        lines.append(f"    memcpy(l_{s}, d_last_{s} + at, m * sizeof(float));")
+        lines.append(f"    {_given_or_zero(f'l_{s}', f'd_last_{s}')}")
     for p in learned:
         lines.append(f"    float a_{p}[BLOCK];")
         lines.append(f"    memset(a_{p}, 0, m * sizeof(float));")
@@ -186,16 +216,19 @@ def _backward(traced: Traced, signature: Signature) -> list[str]:
     lines += _recompute(traced, signature, names, fixed)
     lines.append("      for (int64_t k = steps - 1; k >= 0; k--) {")
     lines.append(f"        const int64_t t = c * {CHUNK} + k, place = t * by_t + start;")
-    lines += [f"        {line}" for line in _rows([*inputs, *d_outputs], "t")]
+    lines += [f"        {line}" for line in _rows(inputs, "t")]
+    for name, same in zip(d_outputs, still, strict=True):
+        lines.append(f"        const float *restrict {name}_row = {name} + ({same} ? at : place);")
     for s in states:
         row = f"l_{s}[e] += d_record_{s}[place + e]"
         lines.append(f"        if (d_record_{s}) for (int64_t e = 0; e < m; e++) {row};")
-    asks = [(f"t >= {AHEAD}", f"{name}_row - {AHEAD} * by_t") for name in d_outputs]
-    asks += [(f"t >= {CHUNK}", f"{name}_row - {CHUNK} * by_t") for name in inputs]
+    lines += [f"        {line}" for line in _places_back()]
+    asks = [f"{name} + ({same} ? at : sooner)" for name, same in zip(d_outputs, still, strict=True)]
+    asks += [f"{name} + chunk_sooner" for name in inputs]
     puts = [(name, f"{name} + place", f"{name}_block") for name in d_inputs]
     lines += _strips("        ", asks, _product(traced.vjp, signature, names, vjp_fixed), puts)
     lines += ["      }", "    }"]
-    lines += [f"    memcpy(d_first_{s} + at, l_{s}, m * sizeof(float));" for s in states]
+    lines += [f"    if (d_first_{s}) memcpy(d_first_{s} + at, l_{s}, m * sizeof(float));" for s in states]
     lines += [f"    memcpy(d_given_{p} + at, a_{p}, m * sizeof(float));" for p in learned]
     return [*lines, "    settle();", "  }", "}"]
 

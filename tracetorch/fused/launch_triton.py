@@ -104,7 +104,12 @@ class TritonKernel(Kernel):
     """Of the Triton renderer."""
 
     def call(
-        self, function: str, pointers: Sequence[Tensor | None], shape: scan.Geometry, sizes: tuple[int, ...]
+        self,
+        function: str,
+        pointers: Sequence[Tensor | None],
+        shape: scan.Geometry,
+        sizes: tuple[int, ...],
+        still: tuple[bool, ...] = (),
     ) -> None:
         """As `Kernel.call`: a launch on torch's current stream of the tensors' device; nothing waits for it.
 
@@ -114,6 +119,7 @@ class TritonKernel(Kernel):
         neurons, elements = shape.N, shape.B * shape.N
         if not elements:
             return
+        given = self._filled(function, pointers, elements)
         plan = geometry(function, len(self.signature.states), self.dtype, elements, neurons)
         if interpreted():
             plan = _interpreted_geometry(plan, neurons)
@@ -123,9 +129,19 @@ class TritonKernel(Kernel):
         unit = 1 if any(row % 16 for row in rows) else 16
         integers = (shape.T, shape.B, *(row // unit for row in rows), *shape.strides(sizes))
         constants = {"BLOCK": plan.block, "UNIT": unit, **dict(plan.constants)}
-        arguments = (*pointers, *integers)
+        arguments = (*given, *integers)
         with _surroundings(arguments[0]):
             run[(programs,)](*arguments, **constants, num_warps=plan.warps, **OPTIONS)
+
+    def _filled(self, function: str, pointers: Sequence[Tensor | None], elements: int) -> list[Tensor | None]:
+        """With memory for every state and its gradients: without one, Triton would compile another kernel."""
+        signature, xs = self.signature, pointers[0]
+        names = signature.forward_pointers if function == "forward" else signature.backward_pointers
+        assert xs is not None
+        return [
+            xs.new_zeros(elements) if given is None and name.startswith(("first_", "d_last_", "d_first_")) else given
+            for name, given in zip(names, pointers, strict=True)
+        ]
 
 
 def kernel(

@@ -180,14 +180,14 @@ def _plan(layer: Layer, xs: Tensor, time_dim: int, backend: str) -> _Plan:
     return plan
 
 
-def _states(layer: Layer, xs: Tensor, element: torch.Size) -> list[Tensor]:
-    """The states before the sequence, `first_state` or zero at the start."""
-    found = []
+def _states(layer: Layer, xs: Tensor, element: torch.Size) -> list[Tensor | None]:
+    """The states before the sequence, at the start `first_state` or None, which is zero."""
+    found: list[Tensor | None] = []
     for name in layer.state_names:
         state = layer._buffers[name]
         if state is None:
-            state, first = xs.new_zeros(element), layer.first_state(name)
-            state = state if first is None else (state + first).to(xs.dtype)
+            first = layer.first_state(name)
+            state = None if first is None else (xs.new_zeros(element) + first).to(xs.dtype)
         elif state.shape != element:
             state = layer.state(name, xs.new_empty(element))  # raises, but for layers that keep less than they need
         found.append(state)
@@ -214,11 +214,12 @@ def unroll(
     states = _states(layer, xs, plan.element)
     values = [*[layer.value(name) for name in layer.raw_forms], *plan.others]
     if xs.dtype in _HALVES:
-        inputs, states = [each.float() for each in inputs], [state.float() for state in states]
+        inputs = [each.float() for each in inputs]
+        states = [None if state is None else state.float() for state in states]
         values = [value.float() if value.is_floating_point() else value for value in values]
     grads = torch.is_grad_enabled()
     learned = tuple([value.requires_grad for value in values]) if grads else ()
-    backward = grads and (any(learned) or any(tensor.requires_grad for tensor in (*inputs, *states)))
+    backward = grads and (any(learned) or any(t is not None and t.requires_grad for t in (*inputs, *states)))
     kernel = plan.kernels.get((backward, learned))
     if kernel is None:
         names = (*layer.raw_forms, *_others(layer))
@@ -318,7 +319,7 @@ def _attempt_compiled(layer: Layer, inputs: Sequence[Tensor], time_dim: int) -> 
     layer.check_input(example)
     states = [layer.state(state, example) for state in layer.state_names]
     aligned = [_aligned(tensor, layer, example.ndim) for tensor in tensors.values()]
-    results = torch.ops.tracetorch.scan(name, time_dim, prepared(inputs, states, aligned, time_dim))
+    results = torch.ops.tracetorch.scan(name, time_dim, prepared(inputs, states, aligned, time_dim, example.shape))
     count = len(layer.output_names)
     for state, value in zip(layer.state_names, results[count:], strict=False):
         setattr(layer, state, value)

@@ -54,6 +54,7 @@ def scan(name: str, time_dim: int, given: list[Tensor]) -> list[Tensor]:
     kernel = _kernel(name)
     results, _, saved = _scan.forward(kernel, time_dim, False, True, given)
     count = len(kernel.output_dtypes)
+    saved = saved or [state.new_empty((0, *state.shape)) for state in results[count:]]
     outputs = [ys.to(kind) for ys, kind in zip(results, kernel.output_dtypes, strict=False)]
     return [*outputs, *results[count:], *saved]
 
@@ -63,7 +64,7 @@ def _scan_shapes(name: str, time_dim: int, given: list[Tensor]) -> list[Tensor]:
     kernel = _kernel(name)
     inputs = len(kernel.signature.inputs)
     xs, states = given[0], given[inputs : inputs + len(kernel.signature.states)]
-    chunks = (xs.shape[time_dim] + kernel.chunk - 1) // kernel.chunk
+    chunks = kernel.saved(xs.shape[time_dim])
     outputs = [torch.empty_like(xs, dtype=kind) for kind in kernel.output_dtypes]
     last = [torch.empty_like(state) for state in states]
     return [*outputs, *last, *(state.new_empty((chunks, *state.shape)) for state in states)]
@@ -82,7 +83,8 @@ def scan_backward(
 ) -> list[Tensor]:
     """Gradients of the inputs, the first states and the learned parameters; see `fused.scan.backward`."""
     kernel = _kernel(name)
-    wanted = [True] * len(kernel.signature.inputs)
+    signature = kernel.signature
+    wanted = [True] * (len(signature.differentiable_inputs) + len(signature.states))
     found = _scan.backward(kernel, time_dim, wanted, grads, given, saved)
     # What an operation returns may not be part of what it was given, as a sum over nothing would be.
     return [gradient.clone() for gradient in found if gradient is not None]

@@ -161,10 +161,16 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return tensor
 
 
-def empty_like(tensor: Tensor, *leading: int) -> Tensor:
-    """A contiguous tensor of the same dtype and device and of the shape `[*leading, *shape]`; on the CPU by `empty`."""
-    if not leading and (tensor.nbytes < SMALLEST or not tensor.is_cpu):
+def empty_like(tensor: Tensor) -> Tensor:
+    """Of a contiguous tensor: one of the same shape, dtype and device; on the CPU by `empty`."""
+    if tensor.nbytes < SMALLEST or not tensor.is_cpu:
         return torch.empty_like(tensor)
-    if tensor.nbytes * math.prod(leading) < SMALLEST or not tensor.is_cpu:
-        return tensor.new_empty((*leading, *tensor.shape))
-    return empty((*leading, *tensor.shape), tensor.dtype)
+    return empty(tensor.shape, tensor.dtype)
+
+
+def new_empty(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """A contiguous tensor of a tensor's dtype and device; on the CPU by `empty`."""
+    count = math.prod(shape)
+    if count * tensor.itemsize < SMALLEST or not tensor.is_cpu:
+        return tensor.new_empty(shape)
+    return empty(shape, tensor.dtype)

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,14 +49,30 @@ class Kernel(ABC):
         """Whether an output of the step has another dtype than the kernel's, such as a spike of bool."""
         return any(kind is not self.dtype for kind in self.output_dtypes)
 
+    # Whether it reads the state before the first chunk where it was given, takes a gradient that is the same at every
+    # step as one row, and a parameter of fewer values than there are elements, which begins anew with its first.
+    frugal: ClassVar[bool] = False
+
+    def saved(self, steps: int) -> int:
+        """How many states a sequence of so many steps saves: one before each chunk, or each but the first."""
+        return max(0, steps - 1 if self.frugal else steps + self.chunk - 1) // self.chunk
+
     @abstractmethod
-    def call(self, function: str, pointers: Sequence[Tensor | None], shape: Geometry, sizes: tuple[int, ...]) -> None:
+    def call(
+        self,
+        function: str,
+        pointers: Sequence[Tensor | None],
+        shape: Geometry,
+        sizes: tuple[int, ...],
+        still: tuple[bool, ...] = (),
+    ) -> None:
         """Run "forward" or "backward".
 
         Args:
             pointers: in the order of the signature's `forward_pointers` or `backward_pointers`. They must stay
                 referenced by the caller until this returns.
             sizes: elements of each parameter.
+            still: of "backward", for each output: whether its gradient is one row, the same at every step; () is none.
         """
 
 
@@ -65,12 +81,21 @@ class CKernel(Kernel):
     """Of the C renderer."""
 
     library: ctypes.CDLL
+    frugal: ClassVar[bool] = True
 
-    def call(self, function: str, pointers: Sequence[Tensor | None], shape: Geometry, sizes: tuple[int, ...]) -> None:
+    def call(
+        self,
+        function: str,
+        pointers: Sequence[Tensor | None],
+        shape: Geometry,
+        sizes: tuple[int, ...],
+        still: tuple[bool, ...] = (),
+    ) -> None:
         """As `Kernel.call`."""
         addresses = [0 if tensor is None else tensor.data_ptr() for tensor in pointers]
+        integers = _integers(shape, sizes, _threads(), still or (False,) * len(self.output_dtypes))
         # Bytes, of which ctypes hands over the address: half the time of an array of its own.
-        getattr(self.library, function)(_packed(len(addresses))(*addresses), _integers(shape, sizes, _threads()))
+        getattr(self.library, function)(_packed(len(addresses))(*addresses), integers)
 
 
 @cache
@@ -79,7 +104,7 @@ def _packed(count: int) -> Callable[..., bytes]:
 
 
 @lru_cache(4096)
-def _integers(shape: Geometry, sizes: tuple[int, ...], threads: int) -> bytes:
+def _integers(shape: Geometry, sizes: tuple[int, ...], threads: int, still: tuple[bool, ...]) -> bytes:
     """The integers that a C kernel takes; it does not write to them."""
     work = shape.T * shape.B * shape.N
     if work < _SMALL:
@@ -88,7 +113,7 @@ def _integers(shape: Geometry, sizes: tuple[int, ...], threads: int) -> bytes:
     share = -(-shape.B * shape.N // threads) // max(1, shape.B)
     width = min(BLOCK, max(kernel_c.STRIP, -(-share // kernel_c.STRIP) * kernel_c.STRIP))
     numbers = [shape.T, shape.B, shape.N, shape.by_t, shape.by_b, threads, int(work >= _STREAMED), width]
-    numbers += shape.strides(sizes)
+    numbers += [*sizes, *still]
     return struct.pack(f"{len(numbers)}q", *numbers)
 
 
@@ -173,7 +198,6 @@ class Geometry(NamedTuple):
         return found
 
 
-@lru_cache(4096)
 def geometry(shape: torch.Size, time_dim: int) -> Geometry:
     """Of a contiguous sequence, [T, B, ...] or [B, T, ...]."""
     steps, whole = shape[time_dim], math.prod(shape)
@@ -184,33 +208,41 @@ def geometry(shape: torch.Size, time_dim: int) -> Geometry:
     return Geometry(steps, shape[0], n, n, steps * n)
 
 
+@lru_cache(4096)
+def layout(shape: torch.Size, time_dim: int) -> tuple[Geometry, torch.Size]:
+    """The geometry of a sequence, and the shape of one step of it."""
+    return geometry(shape, time_dim), torch.Size((*shape[:time_dim], *shape[time_dim + 1 :]))
+
+
 def forward(
-    kernel: Kernel, time_dim: int, record: bool, save: bool, given: Sequence[Tensor]
+    kernel: Kernel, time_dim: int, record: bool, save: bool, given: Sequence[Tensor | None]
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """One call of the forward kernel, without autograd.
 
     Args:
         record: whether to give the states after every step.
         save: whether to keep what the backward kernel needs.
-        given: the inputs, the states before the first step and the parameters, contiguous, as `prepared` gives them.
+        given: the inputs, the states before the first step (None is zero) and the parameters, contiguous, as `prepared`
+            gives them.
 
     Returns:
-        The outputs and the states after the last step; the recorded states; the saved ones.
+        The outputs and the states after the last step; the recorded states; the saved ones, if any.
     """
     signature = kernel.signature
-    inputs, states, parameters = _split(signature, given)
+    inputs, states, parameters = _cut(given, len(signature.inputs), len(signature.states))
     xs = inputs[0]
-    shape = geometry(xs.shape, time_dim)
+    shape, row = layout(xs.shape, time_dim)
+    chunks = kernel.saved(shape.T) if save else 0
     results = [memory.empty_like(xs) for _ in signature.outputs]
     recorded: list[Tensor] = []
     saved: list[Tensor] = []
     pointers: list[Tensor | None] = [*inputs, *results]
     for state in states:
-        last = memory.empty_like(state)
+        last = memory.new_empty(xs, row)
         pointers += (state, last, None, None)
         results.append(last)
-        if save:
-            saved.append(memory.empty_like(state, -(-shape.T // kernel.chunk)))
+        if chunks:
+            saved.append(memory.new_empty(xs, (chunks, *row)))
             pointers[-2] = saved[-1]
         if record:
             recorded.append(memory.empty_like(xs))
@@ -225,63 +257,75 @@ def backward(
     time_dim: int,
     wanted: Sequence[bool],
     grads: Sequence[Tensor | None],
-    given: Sequence[Tensor],
+    given: Sequence[Tensor | None],
     saved: Sequence[Tensor],
 ) -> list[Tensor | None]:
     """One call of the backward kernel.
 
     Args:
-        wanted: for each input that has one, whether its gradient is wanted.
+        wanted: for each input that has one and each state, whether its gradient is wanted.
         grads: of the outputs, of each state after the last step and, if there are more, of the recorded states; None
             is zero.
         given, saved: as `forward` took and gave them.
 
     Returns:
-        Gradients of `given`: of the inputs where wanted, of the states before the first step, and of the learned
+        Gradients of `given`: of the inputs and the states before the first step where wanted, and of the learned
         parameters, each reduced to the parameter's shape; else None.
     """
     signature = kernel.signature
-    inputs, states, parameters = _split(signature, given)
-    shape = geometry(inputs[0].shape, time_dim)
+    inputs, states, parameters = _cut(given, len(signature.inputs), len(signature.states))
+    xs = inputs[0]
+    shape, row = layout(xs.shape, time_dim)
     d_outputs, d_last, d_recorded = _cut(grads, len(signature.outputs), len(states))
-    d_inputs = [memory.empty_like(inputs[0]) if want else None for want in wanted]
-    d_first = [memory.empty_like(state) for state in states]
-    pointers: list[Tensor | None] = [*inputs, *[_dense(d, inputs[0]) for d in d_outputs], *d_inputs]
-    for k, state in enumerate(states):
-        d_record = d_recorded[k].contiguous() if d_recorded and d_recorded[k] is not None else None
-        pointers += (saved[k], _dense(d_last[k], state), d_record, d_first[k])
-    element = states[0] if states else inputs[0].select(time_dim, 0)
-    sums = {name: memory.empty_like(element) for name in signature.learned}
-    pointers += (*parameters, *sums.values())
-    kernel.call("backward", pointers, shape, tuple([p.numel() for p in parameters]))
+    rows = [_row_or_all(kernel, d, xs, time_dim, row) for d in d_outputs]
+    count = len(signature.differentiable_inputs)
+    d_inputs = [memory.empty_like(xs) if want else None for want in wanted[:count]]
+    d_first = [memory.new_empty(xs, row) if want else None for want in wanted[count:]]
+    pointers: list[Tensor | None] = [*inputs, *[d for d, _ in rows], *d_inputs]
+    for k, first in enumerate(states):
+        pointers += (first, saved[k] if saved else None, _whole(d_last[k]))
+        pointers += (_whole(d_recorded[k]) if d_recorded else None, d_first[k])
+    sums = [memory.new_empty(xs, row) for _ in signature.learned]
+    pointers += (*parameters, *sums)
+    still = tuple([same for _, same in rows])
+    kernel.call("backward", pointers, shape, tuple([p.numel() for p in parameters]), still)
     # A gradient per element, summed to the shape in which the parameter was given.
+    places = dict(zip(signature.learned, sums, strict=True))
     d_parameters = [
-        sums[name].sum_to_size(parameter.shape) if name in sums else None
+        _summed(places[name], parameter.shape) if name in places else None
         for name, parameter in zip(signature.parameters, parameters, strict=True)
     ]
     return [*d_inputs, *[None] * len(signature.draws), *d_first, *d_parameters]
-
-
-def _split(
-    signature: Signature, given: Sequence[Tensor]
-) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
-    """Inputs, states, parameters."""
-    return _cut(given, len(signature.inputs), len(signature.states))
 
 
 def _cut(sequence: Sequence[Any], first: int, second: int) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
     return sequence[:first], sequence[first : first + second], sequence[first + second :]
 
 
-def _dense(gradient: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if gradient is None else gradient.contiguous()
+def _whole(gradient: Tensor | None) -> Tensor | None:
+    return None if gradient is None else gradient.contiguous()
+
+
+def _summed(gradient: Tensor, shape: torch.Size) -> Tensor:
+    return gradient.view(shape) if gradient.numel() == shape.numel() else gradient.sum_to_size(shape)
+
+
+def _row_or_all(
+    kernel: Kernel, gradient: Tensor | None, xs: Tensor, time_dim: int, row: torch.Size
+) -> tuple[Tensor, bool]:
+    """A sequence's gradient as the kernel takes it, and whether it is one row [B, ...], the same at every step."""
+    if gradient is None:
+        return (xs.new_zeros(row), True) if kernel.frugal else (torch.zeros_like(xs), False)
+    if kernel.frugal and gradient.numel() and not gradient.is_contiguous() and gradient.stride(time_dim) == 0:
+        return gradient.select(time_dim, 0).contiguous(), True
+    return gradient.contiguous(), False
 
 
 class _Scan(torch.autograd.Function):
     """Inputs: kernel, time_dim, whether to record, and what `forward` takes as `given`."""
 
     @staticmethod
-    def forward(ctx: Any, kernel: Kernel, time_dim: int, record: bool, *given: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, kernel: Kernel, time_dim: int, record: bool, *given: Tensor | None) -> tuple[Tensor, ...]:
         results, recorded, saved = forward(kernel, time_dim, record, True, given)
         ctx.kernel, ctx.time_dim, ctx.count = kernel, time_dim, len(given)
         ctx.save_for_backward(*given, *saved)
@@ -299,32 +343,38 @@ class _Scan(torch.autograd.Function):
 
 def _once(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     tensors, count = ctx.saved_tensors, ctx.count
-    wanted = ctx.needs_input_grad[3 : 3 + len(ctx.kernel.signature.differentiable_inputs)]
+    signature = ctx.kernel.signature
+    inputs, states, _ = _cut(ctx.needs_input_grad[3:], len(signature.inputs), len(signature.states))
+    wanted = (*inputs[: len(signature.differentiable_inputs)], *states)
     found = backward(ctx.kernel, ctx.time_dim, wanted, grads, tensors[:count], tensors[count:])
     return (None, None, None, *found)
 
 
-def expanded(parameter: Tensor, element: torch.Size, time_dim: int) -> Tensor:
+def expanded(parameter: Tensor, row: torch.Size, time_dim: int, frugal: bool) -> Tensor:
     """A parameter as the kernel takes it: of one element, one for each neuron, or one for each element [B, ...]."""
     if parameter.numel() == 1:
-        return parameter if parameter.ndim <= len(element) else parameter.reshape(())
-    shape = element[1:] if time_dim == 1 and parameter.ndim < len(element) else element
+        return parameter if parameter.ndim <= len(row) else parameter.reshape(())
+    if frugal:
+        shape = row[len(row) - parameter.ndim :]
+    else:
+        shape = row[1:] if time_dim == 1 and parameter.ndim < len(row) else row
     return (parameter if parameter.shape == shape else parameter.expand(shape)).contiguous()
 
 
-def _element(shape: torch.Size, time_dim: int) -> torch.Size:
-    """The shape of one step of a sequence."""
-    return torch.Size((*shape[:time_dim], *shape[time_dim + 1 :]))
-
-
 def prepared(
-    inputs: Sequence[Tensor], states: Sequence[Tensor], parameters: Sequence[Tensor], time_dim: int
-) -> list[Tensor]:
-    """The tensors as the kernels take them."""
-    given = [tensor.contiguous() for tensor in (*inputs, *states)]
-    element = _element(inputs[0].shape, time_dim)
-    given += [expanded(parameter, element, time_dim) for parameter in parameters]
-    return given
+    inputs: Sequence[Tensor],
+    states: Sequence[Tensor | None],
+    parameters: Sequence[Tensor],
+    time_dim: int,
+    row: torch.Size,
+    frugal: bool = False,
+) -> list[Tensor | None]:
+    """The tensors as the kernels take them. row: the shape of one step; frugal: the kernel's."""
+    return [
+        *[xs.contiguous() for xs in inputs],
+        *[None if state is None else state.contiguous() for state in states],
+        *[expanded(parameter, row, time_dim, frugal) for parameter in parameters],
+    ]
 
 
 def drawn(kernel: Kernel, xs: Tensor, time_dim: int, dim: int = -1) -> list[Tensor]:
@@ -347,7 +397,7 @@ def scan(
     kernel: Kernel,
     inputs: Sequence[Tensor],
     time_dim: int,
-    states: Sequence[Tensor],
+    states: Sequence[Tensor | None],
     parameters: Sequence[Tensor],
     record: bool = False,
 ) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
@@ -356,12 +406,12 @@ def scan(
     Args:
         inputs: each [T, B, ...] (`time_dim=0`) or [B, T, ...] (`time_dim=1`), all of one shape, on the kernel's device,
             in its dtype.
-        states: before the first step, [B, ...].
+        states: before the first step, [B, ...]; None is zero.
         parameters: each of one element, or broadcastable against [B, ...].
     """
-    given = prepared(inputs, states, parameters, time_dim)
+    given = prepared(inputs, states, parameters, time_dim, layout(inputs[0].shape, time_dim)[1], kernel.frugal)
     results: Sequence[Tensor]
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in given):
         results = _Scan.apply(kernel, time_dim, record, *given)
     else:
         results, series, _ = forward(kernel, time_dim, record, False, given)

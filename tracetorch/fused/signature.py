@@ -4,7 +4,8 @@ A kernel's arguments carry their kind before the name, so that no parameter's na
 language or a variable of the kernel:
 
     in_x, out_output                              sequences, contiguous [T, B, ...] or [B, T, ...]
-    first_v, last_v, saved_v, record_v            a state before and after the sequence, every CHUNK steps, every step
+    first_v, last_v, record_v                     a state before and after the sequence, and after every step
+    saved_v                                       a state before every CHUNK-th step (in C but the first)
     given_p                                       a parameter
     d_in_x, d_out_output, d_first_v, ..., d_given_p    their gradients
 """
@@ -62,7 +63,7 @@ class Signature:
 
     @cached_property
     def forward_pointers(self) -> tuple[str, ...]:
-        """Of the forward kernel; `saved_*` and `record_*` may be null."""
+        """Of the forward kernel; `first_*` (zero), `saved_*` and `record_*` (not wanted) may be null."""
         pointers = [*self.named("in", self.inputs), *self.named("out", self.outputs)]
         for state in self.states:
             pointers += [f"{kind}_{self.plain[state]}" for kind in ("first", "last", "saved", "record")]
@@ -70,12 +71,17 @@ class Signature:
 
     @cached_property
     def backward_pointers(self) -> tuple[str, ...]:
-        """Of the backward kernel; `d_in_*` and `d_record_*`, the gradients of recorded states, may be null."""
+        """Of the backward kernel; `first_*`, `d_last_*`, `d_record_*` (zero) and `d_*` (not wanted) may be null."""
         pointers = [*self.named("in", self.inputs), *self.named("d_out", self.outputs)]
         pointers += self.named("d_in", self.differentiable_inputs)
         for state in self.states:
-            pointers += [f"{kind}_{self.plain[state]}" for kind in ("saved", "d_last", "d_record", "d_first")]
+            pointers += [f"{kind}_{self.plain[state]}" for kind in ("first", "saved", "d_last", "d_record", "d_first")]
         return (*pointers, *self.named("given", self.parameters), *self.named("d_given", self.learned))
+
+    @cached_property
+    def sizes(self) -> tuple[str, ...]:
+        """Of the parameters, in elements."""
+        return tuple(self.named("size", self.parameters))
 
     @cached_property
     def strides(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ WHEEL := build/wheel
 SOURCES = $(wildcard tracetorch/*.py tracetorch/*/*.py adapters/*.py cli/*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test sweep bench lint wheel-test clean
+.PHONY: help env demo test sweep bench bench-gpu test-gpu lint wheel-test clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +39,15 @@ sweep: env  ## the long sweeps over random networks
 
 bench: env  ## measurements of the engine beside its peers and its limits; writes build/bench.json
 	$(BIN)/python -m benchmarks
+
+# These two take any Python that has torch with CUDA, Triton, NumPy and pytest; nothing is installed.
+GPU_PYTHON ?= python3
+
+test-gpu:  ## the engine's tests on a CUDA GPU
+	$(GPU_PYTHON) -m pytest -m gpu tests/test_gpu.py
+
+bench-gpu:  ## measurements on a CUDA GPU, 8 minutes at most; writes build/bench-gpu.json
+	$(GPU_PYTHON) -m benchmarks.gpu --out build/bench-gpu.json
 
 # build/lib goes first: setuptools would pack modules that were deleted since.
 lint: env  ## ruff on the sources, mypy on the wheel

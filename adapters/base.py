@@ -21,7 +21,7 @@ class ConversionError(ValueError):
     """A conversion that would change the network, refused.
 
     Attributes:
-        layer: path of the layer in the source network, or its class.
+        layer: path of the layer in the source network, or its class; `''` is the network itself.
         field: the semantic field, option or argument that cannot be carried.
         value: its value.
         remedy: what would make the conversion possible.
@@ -29,7 +29,8 @@ class ConversionError(ValueError):
 
     def __init__(self, layer: str, field: str, value: object, why: str, remedy: str) -> None:
         self.layer, self.field, self.value, self.remedy = layer, field, value, remedy
-        super().__init__(f"layer {layer}: {field}={value!r}: {why}. Remedy: {remedy}")
+        where = "the network" if layer == "''" else f"layer {layer}"
+        super().__init__(f"{where}: {field}={value!r}: {why}. Remedy: {remedy}")
 
 
 def no_networks(framework: str, name: str) -> ConversionError:

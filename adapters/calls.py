@@ -20,8 +20,9 @@ from tracetorch.adapters import verify
 from tracetorch.adapters.base import ConversionError, Note, describe
 from tracetorch.adapters.networks import modules as known
 from tracetorch.adapters.networks.conventions import LOST
+from tracetorch.adapters.networks.keeping import kept
 from tracetorch.adapters.networks.network import Stage
-from tracetorch.adapters.networks.stepping import Whole, kept
+from tracetorch.adapters.networks.stepping import AsItStands
 from tracetorch.adapters.observing import (
     COTANGENT_SCALES,
     Gradients,
@@ -49,7 +50,7 @@ class _Calls:
 class _Run:
     """One run of a network: the calls of each stage, what the network returned, and gradients by the tensors' ids."""
 
-    network: Whole
+    network: AsItStands
     calls: list[_Calls]
     outputs: tuple[Tensor, ...]
     gradients: Mapping[int, Tensor | None] = field(default_factory=dict)
@@ -89,7 +90,7 @@ def _hooks(stage: Stage, calls: _Calls) -> tuple[Callable[..., Any], Callable[..
 
 
 @contextmanager
-def _watched(network: Whole, calls: Sequence[_Calls]) -> Any:
+def _watched(network: AsItStands, calls: Sequence[_Calls]) -> Any:
     handles = []
     for stage, own in zip(network.stages, calls, strict=True):
         before, after = _hooks(stage, own)
@@ -101,7 +102,7 @@ def _watched(network: Whole, calls: Sequence[_Calls]) -> Any:
             handle.remove()
 
 
-def _run(network: Whole, x: Tensor, grad: bool, scale: float = 1.0) -> _Run:
+def _run(network: AsItStands, x: Tensor, grad: bool, scale: float = 1.0) -> _Run:
     """The network's own forward from the initial states, and backward from a fixed random gradient of its outputs."""
     calls = [_Calls() for _ in network.stages]
     network.reset()
@@ -173,14 +174,14 @@ def _observed(run: _Run, number: int, stepped: bool, grad: bool) -> Observed:
     return seen
 
 
-def _observe(network: Whole, x: Tensor, stepped: bool, grad: bool, scale: float) -> tuple[_Run, list[Observed]]:
+def _observe(network: AsItStands, x: Tensor, stepped: bool, grad: bool, scale: float) -> tuple[_Run, list[Observed]]:
     run = _run(network, x, grad, scale)
     return run, [_observed(run, number, stepped, grad) for number in range(len(network.stages))]
 
 
 def rows(
-    source: Whole,
-    target: Whole,
+    source: AsItStands,
+    target: AsItStands,
     x: Tensor,
     notes: Mapping[str, Sequence[Note]],
     grad: bool,
@@ -237,7 +238,7 @@ def _forward_row(source: _Run, target: _Run, layers: Sequence[LayerRow]) -> Laye
     return LayerRow("forward", name, name, False, forward, "", reason, max_output_difference=difference)
 
 
-def length(network: Whole, x: Tensor) -> int:
+def length(network: AsItStands, x: Tensor) -> int:
     """The number of time steps that the network makes of an input: the most that one of its neurons made."""
     if network.style == "step":
         return len(x)

@@ -20,7 +20,7 @@ from tracetorch.adapters.networks.carrying import CarriedBack, changed
 from tracetorch.adapters.networks.modules import evaluated
 from tracetorch.adapters.networks.network import Network, Stage, preserved
 from tracetorch.adapters.networks.recorded import Recorded, tensors_of
-from tracetorch.adapters.networks.stepping import Whole
+from tracetorch.adapters.networks.stepping import AsItStands
 from tracetorch.adapters.report import Agreement, Report
 from tracetorch.core.graph import rewrite
 
@@ -53,8 +53,8 @@ class Conversion:
         A sequence starts from the initial state. A single step (a source with one step per call, converted without
         `time_dim`) goes on from the last one; `reset()` starts anew, and so does an input of another shape.
         """
-        if isinstance(self._source, Whole):
-            return self._run_whole(self._source, x)
+        if isinstance(self._source, AsItStands):
+            return self._run_as_it_stands(self._source, x)
         if isinstance(self._source, Recorded):
             return self._run_recorded(self._source, x)
         emits = self._source.emits_state
@@ -73,7 +73,7 @@ class Conversion:
     @property
     def stepped(self) -> bool:
         """Whether the target runs the source's own forward, as its report says: a model that is code, not data."""
-        return isinstance(self._target, Whole) and self._target.graph is None
+        return isinstance(self._target, AsItStands) and self._target.graph is None
 
     def reset(self) -> None:
         """The target's neurons back to their initial state."""
@@ -115,7 +115,7 @@ class Conversion:
         with preserved(source), preserved(target), evaluated(source.root, target.root) as own, ExitStack() as stack:
             if carry_back:
                 stack.enter_context(CarriedBack(source, target))
-            if isinstance(source, Whole) and isinstance(target, Whole):
+            if isinstance(source, AsItStands) and isinstance(target, AsItStands):
                 rows = calls.rows(source, target, xs, self._notes, grad, modal | own)
                 steps = calls.length(source, xs)
             else:
@@ -149,7 +149,7 @@ class Conversion:
         attribute = "mem" if hasattr(last.inner, "mem") else "v_mem"
         return ys, self._as_source(last, ys, getattr(last.inner, attribute))
 
-    def _run_whole(self, source: Whole, x: Tensor) -> Any:
+    def _run_as_it_stands(self, source: AsItStands, x: Tensor) -> Any:
         """The target that runs the source's own forward."""
         if self._time_dim is not None:
             self.reset()
@@ -217,7 +217,8 @@ def sequence(network: Network, x: Any, time_dim: int | None) -> Any:
         x = x[0]
     kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
     if kind not in (torch.float32, torch.float64):
-        raise ConversionError("''", "sample", kind, "the input must be a float32 or float64 tensor", "x.float()")
+        remedy = "x.float()" if isinstance(x, Tensor) else "torch.as_tensor(x, dtype=torch.float32)"
+        raise ConversionError("''", "sample", kind, "the input must be a float32 or float64 tensor", remedy)
     if network.style == "loop":
         return _whole(x, time_dim)
     if not network.adapter.STEPPED and time_dim not in (None, 1):

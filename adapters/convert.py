@@ -11,15 +11,16 @@ from tracetorch.adapters.base import Building, ConversionError, parameters
 from tracetorch.adapters.conversion import Conversion, sequence
 from tracetorch.adapters.networks import stepping
 from tracetorch.adapters.networks.driving import DRIVERS
+from tracetorch.adapters.networks.keeping import kept
 from tracetorch.adapters.networks.modules import evaluated
 from tracetorch.adapters.networks.network import Network, preserved
 from tracetorch.adapters.networks.recorded import Recorded, check_other_shape
 from tracetorch.adapters.networks.recording import NoGraph
 from tracetorch.adapters.networks.sources import read
-from tracetorch.adapters.networks.stepping import Whole
+from tracetorch.adapters.networks.stepping import AsItStands
 from tracetorch.adapters.networks.tying import tie
 from tracetorch.adapters.networks.writing import Order, refuse_states, write
-from tracetorch.adapters.registry import adapter, adapter_of
+from tracetorch.adapters.registry import adapter, adapter_of, is_brainstate
 from tracetorch.adapters.report import Agreement, LayerRow, Report
 from tracetorch.core.spec import NeuronSpec
 
@@ -42,13 +43,17 @@ def build(spec: NeuronSpec, framework: str, stock: bool = False) -> Any:
 
     Args:
         spec: what it shall compute.
-        framework: "tracetorch", "snntorch" or "sinabs".
+        framework: "tracetorch", "snntorch", "sinabs", "spikingjelly", "norse" or "brainpy". The layer is called as that
+            framework's are; `adapters.JaxStage` runs one of brainpy in torch, and a `Pipeline` any.
         stock: only parts of the framework itself; without it, callables and small subclasses of ours fill the gaps.
 
     Raises:
         ConversionError: the framework cannot express it; names field, value and remedy.
         ValueError, ImportError: an unknown or missing framework.
+        TypeError: no spec.
     """
+    if not isinstance(spec, NeuronSpec):
+        raise TypeError(f"build: spec is {type(spec).__name__}; give a NeuronSpec, such as adapters.spec(layer)")
     made: Any = adapter(framework).build(spec, Building("(one layer)", framework, stock))
     return made.to_jax() if framework == "brainpy" else made
 
@@ -112,11 +117,11 @@ def convert(
 
     Args:
         net: the source network.
-        to: "tracetorch", "sinabs" or "snntorch".
+        to: "tracetorch", "snntorch", "sinabs" or "brainpy".
         sample: what `net`'s forward takes, float32 or float64; with many steps and spikes, it proves more.
         time_dim: `None`: a source called step by step takes one step [B, ...]; a sinabs source takes [B, T, ...].
             Otherwise the sample's time dimension: a source called step by step is then run over it.
-        dt: time step for frameworks whose neurons hold none; unused by those of this version.
+        dt: time step of a source of brainpy, in the unit of its tau; unused by the others.
         stock: only parts of the target framework itself, no callables or subclasses of ours.
         share_weights: the target's parameters are the source's own tensors, not copies.
         require_gradients: also refuse a layer whose gradient would differ.
@@ -128,9 +133,12 @@ def convert(
     Raises:
         ConversionError: what cannot be carried; names layer, field, value and remedy.
         ValueError, ImportError: an unknown or missing framework.
+        TypeError: no network.
     """
     adapter(to)
-    if not isinstance(net, nn.Module):  # a brainstate module
+    if not isinstance(net, nn.Module):
+        if not is_brainstate(net):
+            raise TypeError(f"convert: net is {type(net).__name__}; give a torch.nn.Module, or a module of brainstate")
         from tracetorch.adapters.brainpy.network import viewed
 
         net = viewed(net, dt, sample)
@@ -152,7 +160,7 @@ def _restore_modes(conversion: Conversion, modal: frozenset[int]) -> None:
 def _converted(net: Any, sample: Any, time_dim: int | None, order: Order, modal: frozenset[int]) -> Conversion:
     """The conversion, measured; dropout and batch norm are in evaluation mode meanwhile."""
     try:
-        with stepping.kept(net):
+        with kept(net):
             network = read(net, sample, time_dim)
         if isinstance(network, Recorded) and network.plan is not None and network.plan.shared:
             if not adapter(order.to).STEPPED:
@@ -188,7 +196,7 @@ def _measured(network: Network, sample: Any, time_dim: int | None, order: Order,
     xs = sequence(network, sample, time_dim)
     _check_precision(network, xs)
     with preserved(network):
-        target, notes = stepping.write(network, order) if isinstance(network, Whole) else write(network, order)
+        target, notes = stepping.write(network, order) if isinstance(network, AsItStands) else write(network, order)
         refuse_states(network, target)
         tie(network, target, notes)
         empty = Report(network.framework, order.to, ())
@@ -196,12 +204,19 @@ def _measured(network: Network, sample: Any, time_dim: int | None, order: Order,
         conversion = Conversion(target.root, empty, agreement, network, target, notes, time_dim)
         conversion.agreement = conversion.verify(sample, modal=modal)
         check_other_shape(network, target, xs)
-        if isinstance(network, Whole) and isinstance(target, Whole):
+        if isinstance(network, AsItStands) and isinstance(target, AsItStands):
             stepping.check_second_call(network, target, xs)
     target.reset()
-    remarks = (*network.remarks(), *_outside(network, target))
+    remarks = (*network.remarks(), *_outside(network, target), *_one_step(network, conversion.agreement.steps))
     conversion.report = Report(network.framework, order.to, conversion.agreement.rows, remarks)
     return conversion
+
+
+def _one_step(network: Network, steps: int) -> tuple[str, ...]:
+    """What is said of a sample that is one step of a network that is called step by step."""
+    if steps > 1 or network.style == "loop" or not network.adapter.STEPPED:
+        return ()
+    return ("one step was judged, which shows nothing of what is carried on: give a sequence, and its time_dim",)
 
 
 def _outside(network: Network, target: Network) -> tuple[str, ...]:

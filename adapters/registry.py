@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from typing import cast
+import sys
+from types import ModuleType
+from typing import Any, cast
 
 from torch import nn
 
@@ -26,6 +28,28 @@ ALONE = ("spikingjelly", "norse")
 
 FRAMEWORKS = tuple(_TABLE)
 
+# extra -> the packages whose absence means that it is not installed, or not all of it; else the one of its own name.
+_PACKAGES = {"brainpy": ("brainpy", "brainpy_state", "brainstate", "braintools", "brainunit", "saiunit", "jax")}
+
+
+def imported(module: str, extra: str) -> ModuleType:
+    """A module of this package that imports what the extra installs.
+
+    Raises:
+        ImportError: that is not installed; says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in _PACKAGES.get(extra, (extra,)):
+            raise
+        missing = extra if package == extra else f"{package}, which {extra} needs,"
+        raise ImportError(
+            f"{missing} is not installed in this environment; from the checkout: pip install -e '.[{extra}]'",
+            name=package,
+        ) from error
+
 
 def adapter(name: str) -> Adapter:
     """The adapter of a framework.
@@ -38,14 +62,14 @@ def adapter(name: str) -> Adapter:
         raise ValueError(f"framework {name!r} has no adapter in this version; it has: {', '.join(FRAMEWORKS)}")
     if name not in _TABLE:
         raise ValueError(f"framework {name!r} is not known; known: {', '.join(FRAMEWORKS)}")
-    try:
-        return cast(Adapter, importlib.import_module(_TABLE[name][0]))
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] != _TABLE[name][1]:
-            raise
-        raise ImportError(
-            f"{name} is not installed in this environment; from the checkout: pip install -e '.[{name}]'", name=name
-        ) from error
+    return cast(Adapter, imported(_TABLE[name][0], name))
+
+
+def is_brainstate(module: Any) -> bool:
+    """Whether it is a module of brainstate, or a neuron of brainpy.state, which are no torch modules."""
+    return "brainstate" in sys.modules and "brainstate" in {
+        cls.__module__.split(".")[0] for cls in type(module).__mro__
+    }
 
 
 def framework_of(module: nn.Module) -> str | None:

@@ -168,10 +168,11 @@ class Agreement(Report):
         return {**super().to_dict(), **{name: getattr(self, name) for name in names}}
 
     def _summary(self) -> tuple[str, ...]:
+        until = " up to a neuron's first of these" if self.spike_mismatches else ""
         lines = [
             f"{'agree' if self.ok else 'DO NOT AGREE'}: {self.spike_mismatches} of {self.spike_slots} spikes differ "
             f"over {self.steps} steps, {self.unexplained_mismatches} unexplained; largest state difference "
-            f"{self.max_state_difference:.2g}; gradient error {self.gradient_error:.2g}"
+            f"{self.max_state_difference:.2g}{until}; gradient error {self.gradient_error:.2g}"
         ]
         if self.parting is not None:
             lines.append(f"they part in {self.parting[0]!r} at step {self.parting[1]}")

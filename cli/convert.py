@@ -60,9 +60,12 @@ def _factory(name: str) -> nn.Module:
         raise _Unusable(f"{name!r} cannot be imported from here: {error}") from error
     finally:
         sys.path.pop(0)
-    network = factory()
+    try:
+        network = factory()
+    except Exception as error:  # the user's own code: whatever it raises
+        raise _Unusable(f"{name!r} was called without arguments, and raised {type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module):
-        raise _Unusable(f"{name!r} gave a {type(network).__name__}; it must return a torch.nn.Module")
+        raise _Unusable(f"{name!r} gave {type(network).__name__}; it must return a torch.nn.Module")
     return network.eval()
 
 
@@ -70,7 +73,7 @@ def _safetensors() -> Any:
     try:
         return importlib.import_module("safetensors.torch")
     except ImportError as error:
-        raise _Unusable("safetensors is not installed: pip install safetensors") from error
+        raise _Unusable("safetensors is not installed; from the checkout: pip install -e '.[convert]'") from error
 
 
 def _weights(path: str) -> dict[str, torch.Tensor]:
@@ -105,6 +108,16 @@ def _folder(path: str) -> Path:
         raise _Unusable(f"{path!r} exists and is not an empty folder")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _converted(
+    network: nn.Module, to: str, sample: torch.Tensor, time_dim: int | None, options: dict[str, Any]
+) -> adapters.Conversion:
+    try:
+        return adapters.convert(network, to=to, sample=sample, time_dim=time_dim, **options)
+    except RuntimeError as error:  # torch's, of a module that the sample does not fit
+        taken = "as it is; --time-dim D, if it is called step by step" if time_dim is None else "step by step"
+        raise _Unusable(f"{error}; the network was given the sample, {list(sample.shape)}, {taken}") from error
 
 
 def _refuse_code(result: adapters.Conversion, to: str) -> None:
@@ -165,7 +178,7 @@ def run(args: argparse.Namespace) -> int:
         sample = _sample(args.sample)
         _safetensors()
         options: dict[str, Any] = {"stock": args.stock, "allow_approximate": args.allow_approximate}
-        result = adapters.convert(network, to=args.to, sample=sample, time_dim=args.time_dim, **options)
+        result = _converted(network, args.to, sample, args.time_dim, options)
         _refuse_code(result, args.to)
         folder = _folder(args.out)
         written = _write(folder, result, args.to)

@@ -53,8 +53,8 @@ TESTED = {
 }
 OLDEST_TORCH = (2, 6)
 NIR_OF_SINABS = (1, 0, 4)  # sinabs 3.1.3 asks for nir up to this one
-CPU = "one compiled C kernel a sequence, in the unroll of native layers inside tt.backend('cpu')"
-TRITON = "one compiled Triton kernel a sequence, in the unroll of native layers inside tt.backend('triton')"
+CPU = "one compiled C kernel a sequence, in unroll and in fused layers: for tensors on the CPU, unless told otherwise"
+TRITON = "one compiled Triton kernel a sequence, in the same places: for tensors on a GPU, unless told otherwise"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

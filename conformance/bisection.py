@@ -17,6 +17,7 @@ from tracetorch.conformance.protocol import (
     check_build,
     check_description,
     check_run,
+    record,
 )
 from tracetorch.core.spec import NeuronSpec, Parameter
 
@@ -46,15 +47,15 @@ class Parting:
         return "\n".join([f"in the case {self.case}, after {len(self.x)} steps of one neuron:", *lines, str(self.spec)])
 
 
-def _outputs(subject: Subject, spec: NeuronSpec, x: Array, calls: tuple[int, ...]) -> Array | None:
-    """Outputs of a subject, None where it has none."""
+def _outputs(subject: Subject, spec: NeuronSpec, x: Array, calls: tuple[int, ...]) -> Array | str:
+    """Outputs of a subject, or why it has none."""
     try:
-        check_build(subject.build(spec.to_dict()), spec)
+        check_build(subject.build(record(spec)), spec)
         answer: Arrays = check_run(subject.run(x.copy(), calls, None), spec, x, False)
-    except (Unsupported, SubjectError):
-        return None
-    except Exception:  # a stranger's code: a subject that fails on a case has nothing to compare in it
-        return None
+    except (Unsupported, SubjectError) as error:
+        return str(error)
+    except Exception as error:  # a stranger's code: a subject that fails on a case has nothing to compare in it
+        return f"{type(error).__name__}: {error}"
     return answer["outputs"].astype(np.float64)
 
 
@@ -78,21 +79,23 @@ def _alone(spec: NeuronSpec, neuron: int, neurons: int) -> NeuronSpec:
     return spec.replace(parameters=values)
 
 
-def _smallest(case: Case, subjects: tuple[Subject, Subject]) -> tuple[NeuronSpec, Array, Array, Array] | None:
-    """The shortest stretch of one neuron of a case in which the subjects part, run anew by itself."""
-    runs = [_outputs(subject, case.spec, case.x, case.lengths) for subject in subjects]
-    if runs[0] is None or runs[1] is None:
-        return None
-    apart = _parts(case.spec, runs[0], runs[1])
+def _smallest(case: Case, subjects: tuple[Subject, Subject]) -> tuple[NeuronSpec, Array, Array, Array] | str | None:
+    """The shortest stretch of one neuron of a case in which the subjects part, run anew by itself; None if they do
+    not part, and why not if they cannot be compared.
+    """
+    one, other = (_outputs(subject, case.spec, case.x, case.lengths) for subject in subjects)
+    if isinstance(one, str) or isinstance(other, str):
+        return f"the first: {one}" if isinstance(one, str) else f"the second: {other}"
+    apart = _parts(case.spec, one, other)
     if not apart.any():
         return None
     t, row, neuron = (int(k) for k in np.argwhere(apart)[0])
     spec = _alone(case.spec, neuron, case.x.shape[-1])
     for first in range(t, -1, -1):  # the fewest last inputs that still part them, from the initial state
         x = case.x[first : t + 1, row : row + 1, neuron : neuron + 1].copy()
-        again = [_outputs(subject, spec, x, (len(x),)) for subject in subjects]
-        if again[0] is not None and again[1] is not None and _parts(spec, again[0], again[1]).any():
-            return spec, x[:, 0, 0], again[0][:, 0, 0], again[1][:, 0, 0]
+        one, other = (_outputs(subject, spec, x, (len(x),)) for subject in subjects)
+        if not isinstance(one, str) and not isinstance(other, str) and _parts(spec, one, other).any():
+            return spec, x[:, 0, 0], one[:, 0, 0], other[:, 0, 0]
     return None
 
 
@@ -105,15 +108,22 @@ def bisect(
 
     Raises:
         ValueError: an unknown case.
-        SubjectError: a subject that does not describe itself.
+        SubjectError: a subject that does not describe itself; two that share no case, so that nothing was compared.
     """
+    chosen = select(cases)
     names = (check_description(a.describe())["name"], check_description(b.describe())["name"])
     best: Parting | None = None
-    for case in select(cases):
+    alone = []
+    for case in chosen:
         if progress is not None:
             progress(case.name)
         found = _smallest(case, (a, b))
-        if found is not None and (best is None or len(found[1]) < len(best.x)):
+        if isinstance(found, str):
+            alone.append(f"{case.name}: {found}")
+        elif found is not None and (best is None or len(found[1]) < len(best.x)):
             spec, x, one, other = found
             best = Parting(names, case.name, spec, x, (one, other))
+    if len(alone) == len(chosen):
+        both = f"{names[0]} and {names[1]}"
+        raise SubjectError(f"nothing to compare: {both} both express none of the {len(chosen)} cases; {alone[0]}")
     return best

@@ -19,7 +19,7 @@ from tracetorch import oracle
 from tracetorch.conformance.cases import Case
 from tracetorch.conformance.catalogue import select
 from tracetorch.conformance.deviations import DEVIATIONS
-from tracetorch.conformance.protocol import Arrays, Built, Unsupported, check_build, check_run
+from tracetorch.conformance.protocol import Arrays, Built, Unsupported, check_build, check_run, record
 from tracetorch.conformance.subjects import subject
 from tracetorch.conformance.subjects.layers import LayerSubject
 from tracetorch.conformance.verdicts import PASSES, VERDICTS, Stored, grade, worst
@@ -78,7 +78,7 @@ def _made(made: LayerSubject, spec: NeuronSpec, case: Case, grad: bool) -> tuple
 
     Its decays are held against those of the source in its own raw forms, which are the source's to rounding or diverge.
     """
-    built = check_build(made.build(spec.to_dict()), spec)
+    built = check_build(made.build(record(spec)), spec)
     grad_output = case.grad_output if grad and not built.gradients else None
     answer = check_run(made.run(case.x.copy(), case.lengths, grad_output), spec, case.x, grad_output is not None)
     assert made.layer is not None

@@ -102,7 +102,7 @@ def _reproducer(case: Case, subject: str) -> str:
         f"case = conformance.catalogue()[{case.name!r}]",
         f"subject = conformance.subject({subject!r})  # or your own",
         "print(case.spec)",
-        "print(subject.build(case.spec.to_dict()))",
+        "print(subject.build(conformance.record(case.spec)))",
         "answer = subject.run(case.x, case.lengths, case.grad_output)",
         "truth = case.truth[0]",
         'print(answer["outputs"] - truth.outputs)',

@@ -12,7 +12,7 @@ import json
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -56,7 +56,7 @@ class Subject(Protocol):
         """{"name", "framework", "version"}: strings; perhaps "notes", a string."""
 
     def build(self, spec: Json) -> Json:
-        """Make a neuron layer from a `NeuronSpec` as JSON; every number in it is float32.
+        """Make a neuron layer from a `NeuronSpec` as JSON: all its fields, `record(spec)`; every number is float32.
 
         Returns:
             {} or some of: "stores_before_reset" (bool; as the spec says, if left out), "gradients" (a string: why it
@@ -93,6 +93,12 @@ class Built:
     notes: str = ""
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     dt: float | None = None
+
+
+def record(spec: NeuronSpec) -> Json:
+    """What a subject's `build` is given: `spec.to_dict()` with every field, those at a late default included."""
+    data = spec.to_dict()
+    return {**data, **{f.name: getattr(spec, f.name) for f in fields(spec) if f.name not in data}}
 
 
 def encode(document: Mapping[str, Any]) -> bytes:

@@ -20,6 +20,7 @@ from tracetorch.conformance.protocol import (
     check_build,
     check_description,
     check_run,
+    record,
 )
 from tracetorch.conformance.subjects import subject as make_subject
 from tracetorch.conformance.verdicts import PASSES, VERDICTS, Aspect, grade, worst
@@ -166,7 +167,7 @@ def ask(subject: Subject, case: Case) -> tuple[Built, list[Arrays]]:
     Raises:
         Unsupported, SubjectError: of the subject, or for what it answered.
     """
-    built = check_build(subject.build(case.spec.to_dict()), case.spec)
+    built = check_build(subject.build(record(case.spec)), case.spec)
     answers = []
     grad = case.grad_output is not None and not built.gradients
     for _ in range(case.runs):

@@ -26,6 +26,19 @@ def poisoned():
     torch.utils.deterministic.fill_uninitialized_memory = before
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_snntorch_layers():
+    """A file's snnTorch layers go with it.
+
+    Quirk of snntorch 1.0.0: every layer ever made stays in a list of the class, over all of which `utils.reset` goes;
+    it stumbles over a `DeltaLeaky`, whose membrane is None. Goes when snnTorch forgets its layers.
+    """
+    before = list(sys.modules["snntorch"].SpikingNeuron.instances) if "snntorch" in sys.modules else []
+    yield
+    if "snntorch" in sys.modules:
+        sys.modules["snntorch"].SpikingNeuron.instances[:] = before
+
+
 @pytest.fixture(scope="module")
 def one_thread():
     """Small tensors, many calls: torch's threads would only wait for each other."""

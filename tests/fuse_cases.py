@@ -260,3 +260,18 @@ LONG = frozenset(
         "norse.IzhikevichCell",
     }
 )
+
+
+class OwnSurrogate(nn.Module):
+    """One state, a surrogate that is a module, a decay for each neuron."""
+
+    def __init__(self, n=3):
+        super().__init__()
+        self.spike = ss.ATan()
+        self.decay = nn.Parameter(torch.linspace(0.5, 0.9, n))
+
+    def forward(self, x, v=None):
+        v = torch.zeros_like(x) if v is None else v
+        v = self.decay * v + x
+        spikes = self.spike(v - 1.0)
+        return spikes, v - spikes

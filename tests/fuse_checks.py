@@ -8,6 +8,7 @@ import torch
 
 import tracetorch as tt
 from tests.fuse_cases import CASES, LONG
+from tracetorch.adapters.fusing.twin import Twin
 from tracetorch.fused.reads import read
 
 SIZES = [(63, 2, 7), (1, 1, 1), (40, 1, 513)]
@@ -72,15 +73,25 @@ def fused_twin(layer):
     return fused
 
 
+def ran(*modules):
+    """Whether each of these twins has run a kernel, and never its own code instead."""
+    plans = [plan for module in modules for plan in module._sequencer.plans.values()]
+    kernels = [kernel for plan in plans for kernel in plan.kernels.values()]
+    refused = [plan.refused for plan in plans if plan.refused] + [k for k in kernels if isinstance(k, str)]
+    return bool(kernels) and not refused
+
+
 def compare(case, T, B, N, xs=None):
     """Runs a layer and its twin on two calls; returns the layer's own runs."""
     layer = case.make(N)
     fused = fused_twin(layer)
+    assert "may round" not in str(fused.fuse_report)
     xs = normal(case, T, B, N) if xs is None else xs
     cuts = [T] if T == 1 else [T // 2, T - T // 2]
     own, expected = run(case, layer, xs, cuts)
     with tt.backend("cpu"):
         ours, given = run(case, fused, xs, cuts)
+    assert ran(*(module for module in fused.modules() if isinstance(module, Twin) and module.neuron))
     for a, b in zip(ours, own, strict=True):
         for k, (u, v) in enumerate(zip(a.outputs, b.outputs, strict=True)):
             assert_bits(u, v, f"output {k}")

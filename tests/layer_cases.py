@@ -3,6 +3,7 @@
 import torch
 
 import tracetorch as tt
+from tests.native_cases import assert_bits as assert_bits
 
 
 def hard(num_neurons, **options):
@@ -12,13 +13,6 @@ def hard(num_neurons, **options):
 def noise(*shape, seed=0, mean=0.4, deviation=0.8):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator) * deviation + mean
-
-
-def assert_bits(a, b):
-    assert a.shape == b.shape, (a.shape, b.shape)
-    assert a.dtype == b.dtype
-    assert a.numel()
-    assert a.detach().contiguous().numpy().tobytes() == b.detach().contiguous().numpy().tobytes()
 
 
 class Mine(tt.snn.Layer):

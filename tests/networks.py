@@ -293,7 +293,7 @@ def forget(net):
 
 
 def own(net, x, time_dim):
-    """What a source returns from its initial states."""
+    """What a source returns from its initial states, over its sequence: each tensor in turn."""
     forget(net)
     if time_dim is None:
         return tensors(net(x))

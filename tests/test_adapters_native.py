@@ -11,6 +11,7 @@ from sinabs import activation
 from torch import nn
 
 import tracetorch as tt
+from tests.adapter_checks import bits
 from tracetorch import adapters, oracle
 from tracetorch.adapters.registry import adapter_of
 from tracetorch.core.spec import SpecError
@@ -39,10 +40,6 @@ FIRES = {
         Surrogate("fast_sigmoid"),
     ),
 }
-
-
-def bits(tensor):
-    return str(tensor.dtype), list(tensor.shape), tensor.detach().contiguous().numpy().tobytes()
 
 
 def stimulus():

@@ -20,6 +20,7 @@ from norse.torch.module.leaky_integrator_box import LIBoxCell
 from torch import nn, tensor
 
 import tracetorch as tt
+from tests.adapter_checks import assert_judged, inputs, slope
 from tracetorch import adapters, oracle
 from tracetorch.adapters.base import Building, ConversionError
 from tracetorch.adapters.registry import adapter
@@ -30,16 +31,6 @@ from tracetorch.functional.surrogates import Surrogate
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 OURS = adapter("norse")
-
-
-def inputs(dtype=torch.float32, steps=50):
-    generator = torch.Generator().manual_seed(0)
-    return (torch.rand(steps, 3, 5, generator=generator) * 2.6 - 0.6).to(dtype)
-
-
-def slope(ys, wanted):
-    weights = torch.linspace(-1, 1, ys.numel(), dtype=ys.dtype).reshape(ys.shape)
-    return torch.autograd.grad(ys, wanted, weights)[0], weights
 
 
 LIF = LIFParameters(
@@ -201,10 +192,7 @@ SPECS = {
 def test_what_its_own_cells_have_not_ours_has(name):
     spec, x = SPECS[name], inputs()
     layer = OURS.build(spec, Building("layer", "norse"))
-    outputs, states = OURS.trace(layer, x)
-    arrays = {n: s.detach().numpy() for n, s in states.items()}
-    recording = oracle.Recording(x.numpy(), outputs.detach().numpy(), arrays, adapters.spec(layer))
-    assert oracle.judge(spec, recording).ok
+    outputs = assert_judged(spec, layer, x)
     for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert torch.equal(OURS.trace(again, x)[0], outputs)
     first, state = layer(x[0])
@@ -233,11 +221,7 @@ def test_stock_meets_what_it_can_and_says_what_differs(name):
     building = Building("layer", "norse", stock=True)
     layer = OURS.build(SPECS[name], building)
     assert type(layer) is nt.LIFBoxCell
-    x = inputs()
-    outputs, states = OURS.trace(layer, x)
-    arrays = {n: s.detach().numpy() for n, s in states.items()}
-    recording = oracle.Recording(x.numpy(), outputs.detach().numpy(), arrays, adapters.spec(layer))
-    assert oracle.judge(SPECS[name], recording).ok
+    assert_judged(SPECS[name], layer, inputs())
     differs = any(note.gradient == "differs" for note in building.notes)
     assert differs or name == "an inclusive comparison"
 

@@ -11,6 +11,7 @@ import torch
 from spikingjelly.activation_based import functional, neuron, surrogate
 
 import tracetorch as tt
+from tests.adapter_checks import assert_judged, inputs, slope
 from tracetorch import adapters, oracle
 from tracetorch.adapters.base import Building, ConversionError
 from tracetorch.adapters.registry import adapter
@@ -21,16 +22,6 @@ from tracetorch.functional.surrogates import Surrogate
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 OURS = adapter("spikingjelly")
-
-
-def inputs(dtype=torch.float32, steps=50):
-    generator = torch.Generator().manual_seed(0)
-    return (torch.rand(steps, 3, 5, generator=generator) * 2.6 - 0.6).to(dtype)
-
-
-def slope(ys, x):
-    weights = torch.linspace(-1, 1, ys.numel(), dtype=ys.dtype).reshape(ys.shape)
-    return torch.autograd.grad(ys, x, weights)[0], weights
 
 
 KINDS = {
@@ -224,14 +215,8 @@ SPECS = {
 @pytest.mark.parametrize("name", SPECS)
 def test_what_its_own_nodes_have_not_ours_has(name):
     spec, x = SPECS[name], inputs()
-    building = Building("layer", "spikingjelly")
-    layer = OURS.build(spec, building)
-    outputs, states = OURS.trace(layer, x)
-    stored = adapters.spec(layer)
-    recording = oracle.Recording(
-        x.numpy(), outputs.detach().numpy(), {n: s.detach().numpy() for n, s in states.items()}, stored
-    )
-    assert oracle.judge(spec, recording).ok
+    layer = OURS.build(spec, Building("layer", "spikingjelly"))
+    outputs = assert_judged(spec, layer, x)
     functional.reset_net(layer)
     for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert torch.equal(OURS.trace(again, x)[0], outputs)
@@ -267,12 +252,7 @@ def test_stock_meets_what_it_can(name):
     building = Building("layer", "spikingjelly", stock=True)
     layer = OURS.build(SPECS[name], building)
     assert type(layer) in (neuron.LIFNode, neuron.ParametricLIFNode)
-    x = inputs()
-    outputs, states = OURS.trace(layer, x)
-    recording = oracle.Recording(
-        x.numpy(), outputs.detach().numpy(), {"v_mem": states["v_mem"].detach().numpy()}, adapters.spec(layer)
-    )
-    assert oracle.judge(SPECS[name], recording).ok
+    assert_judged(SPECS[name], layer, inputs())
     differs = any(note.gradient == "differs" for note in building.notes)
     assert differs == (name == "another surrogate")
 

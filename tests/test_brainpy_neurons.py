@@ -16,8 +16,8 @@ import brainunit as u
 from braintools import init
 
 import tracetorch as tt
+from tests.native_cases import assert_bits
 from tests.pipeline_cases import N, lif, stimulus
-from tests.test_native_layers import assert_bits
 from tracetorch import NeuronSpec, Parameter, adapters, oracle
 from tracetorch.adapters import ConversionError, JaxStage
 from tracetorch.core.spec import SpecError

@@ -66,6 +66,9 @@ def refused():
 
 def number():
     return 3
+
+def broken():
+    raise RuntimeError("no data here")
 """
 
 
@@ -156,7 +159,7 @@ def test_functions_in_the_forward_are_written_into_the_file(place, to):
         torch.rand(9, 4, 6, generator=torch.Generator().manual_seed(1)),
     ):
         model, theirs = load(folder), net(x)
-        ours = model(x) if to == "snntorch" else model(x.transpose(0, 1))[0].transpose(0, 1)
+        ours = model(x) if to == "snntorch" else model(x.transpose(0, 1)).transpose(0, 1)
         assert theirs.any()
         assert torch.equal(ours, theirs)
     model.state_dict()  # its parameter is one that trains
@@ -207,6 +210,7 @@ def test_nothing_is_unpickled(place, capsys):
     [
         ("missing", (), "cannot be imported from here"),
         ("number", (), "must return a torch.nn.Module"),
+        ("broken", (), "and raised RuntimeError: no data here"),
         ("build", ("--weights", "missing.safetensors"), "cannot be read as weights"),
     ],
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_conformance_planted import Planted
+from tests.planted import Planted
 from tracetorch import conformance
 from tracetorch.conformance import ChildSubject, SubjectError, catalogue
 from tracetorch.conformance.runner import examine
@@ -26,7 +26,7 @@ def described():
     sys.stdin.buffer.readline(); say({{"ok": {{"name": "it", "framework": "none", "version": "1"}}}})
 """
 SERVED = """
-from tests.test_conformance_planted import Planted
+from tests.planted import Planted
 from tracetorch.conformance import serve
 class It(Planted):
     def run(self, x, calls, grad_output):

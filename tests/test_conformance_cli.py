@@ -22,7 +22,7 @@ PAGE = ROOT / "docs" / "conformance.md"
 PLANTED = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from tests.test_conformance_planted import Planted
+from tests.planted import Planted
 from tracetorch.conformance import serve
 serve(Planted("the other comparison"))
 """

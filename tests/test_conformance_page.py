@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tests.test_conformance import Named
+from tests.planted import Named
 from tracetorch import conformance
 
 # A document as small as the filter needs: the two inputs and the rows, by their attributes.

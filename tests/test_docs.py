@@ -31,10 +31,12 @@ from tracetorch.functional import round_ste
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# The code of docs/conformance.md runs in tests/test_conformance_cli.py, that of semantics.md is made.
 EXECUTED = [
     ROOT / "CONTRIBUTING.md",
     *(ROOT / "docs" / name for name in ("architecture.md", "engine.md", "choosing-a-layer.md", "single-neuron.md")),
-    ROOT / "docs" / "online-learning.md",
+    *(ROOT / "docs" / name for name in ("online-learning.md", "porting.md", "pipelines.md", "fusing.md", "brainpy.md")),
+    *(ROOT / "docs" / name for name in ("snntorch.md", "sinabs.md", "spikingjelly-norse.md", "file-format.md")),
 ]
 
 Row = dict[str, str]
@@ -367,6 +369,9 @@ def test_the_example_runs_and_reports_what_the_readme_shows(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("page", EXECUTED, ids=lambda page: page.name)
 def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("brainpy", "spikingjelly", "norse"):
+        if re.search(f"^(import|from) {name}", read(page), re.MULTILINE):
+            pytest.importorskip(name)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     names: dict[str, Any] = {}

@@ -11,6 +11,7 @@ import sinabs.layers as sl
 import snntorch as snn
 import torch
 from sinabs import activation as sa
+from spikingjelly.activation_based import neuron as sn
 
 import tracetorch as tt
 from tests.fuse_cases import CASES, Case, leaky, run_sinabs
@@ -34,6 +35,21 @@ def test_twin_is_the_layer_bit_for_bit(name, size):
         spikes = torch.cat([one.outputs[0] for one in own])
         assert spikes.sum() > 0
         assert (spikes == 0).any()
+
+
+@pytest.mark.parametrize("decay_input", [True, False])
+def test_what_depends_on_a_parameter_alone_has_torchs_bits_at_any_value(decay_input):
+    layer = sn.ParametricLIFNode(step_mode="m", decay_input=decay_input)
+    fused = fused_twin(layer)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        with torch.no_grad():
+            layer.w.normal_(0.0, 2.0, generator=generator)
+            xs = torch.randn((6, 1, 64), generator=generator) * 3
+            with tt.backend("cpu"):
+                ours = fused(xs)
+            assert_bits(ours, layer(xs))
+        assert_bits(fused.v, layer.v)
 
 
 @pytest.mark.parametrize("name", marked(name for name, case in CASES.items() if not case.exact))

@@ -132,6 +132,11 @@ def test_every_kind_of_change_is_noticed():
         after = read(layer, ("v_mem",))
         assert after.guard != before.guard or after.tensors["tau_mem"] is not before.tensors["tau_mem"], what
     assert scale == 3.0
+    layer.register_buffer("count", torch.tensor(3))
+    before = read(layer, ("v_mem",))
+    assert before.unchanged()
+    layer.count.add_(1)
+    assert not before.unchanged()
 
 
 def test_another_length_or_size_needs_no_other_kernel():

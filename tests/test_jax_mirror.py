@@ -16,9 +16,9 @@ import brainstate
 import jax.numpy as jnp
 
 import tracetorch as tt
+from tests.native_cases import assert_bits
 from tests.pipeline_cases import lif, stimulus
 from tests.test_jax_stage import aligned
-from tests.test_native_layers import assert_bits
 from tracetorch.adapters import JaxStage
 from tracetorch.adapters.jax import bridge as jax_bridge
 from tracetorch.adapters.jax.mirror import Mirror

@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 
 import tracetorch as tt
+from tests.native_cases import assert_bits
 from tests.pipeline_cases import lif, stimulus
-from tests.test_native_layers import assert_bits
 from tracetorch.adapters import JaxStage, Pipeline, SeamError
 from tracetorch.adapters.jax import bridge as jax_bridge
 

@@ -1,6 +1,5 @@
 """Steps of several inputs and outputs, of any names, and of random numbers."""
 
-
 import pytest
 import torch
 

@@ -1,12 +1,12 @@
 """Constrained parameters of native layers, and what a layer refuses."""
 
-
 import numpy as np
 import pytest
 import torch
 
 import tracetorch as tt
-from tests.layer_cases import Mine, assert_bits, hard, noise
+from tests.layer_cases import Mine, hard, noise
+from tests.native_cases import assert_bits
 
 # ---- refusals --------------------------------------------------------------------------------------------------------
 

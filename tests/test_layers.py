@@ -10,7 +10,8 @@ from torch import nn
 
 import tracetorch as tt
 from tests import naive
-from tests.layer_cases import LAYERS, SMOOTH, Mine, assert_bits, hard, noise
+from tests.layer_cases import LAYERS, SMOOTH, Mine, hard, noise
+from tests.native_cases import assert_bits
 from tracetorch.functional.surrogates import Surrogate
 
 # ---- unroll ----------------------------------------------------------------------------------------------------------

@@ -174,3 +174,29 @@ def test_unrolled_outputs_reuse_memory_and_keep_their_values():
     assert len({y.data_ptr() for y in kept}) == 4
     del kept
     assert memory.waiting() >= 4 * 40 * 16 * 512 * 4
+
+
+def test_a_default_device_is_not_the_memory_s():
+    kept = memory.limit()
+    try:
+        with torch.device("meta"):
+            assert memory.empty((3,), torch.float32).is_cpu
+            memory.limit(0)
+            assert memory.empty((1 << 20,), torch.float32).is_cpu
+    finally:
+        memory.limit(kept)
+
+
+@pytest.mark.parametrize("bad", [-1, 1.5, True, "many"])
+def test_a_limit_that_is_no_number_of_bytes_is_refused(bad):
+    kept = memory.limit()
+    with pytest.raises(ValueError, match=repr(bad)):
+        memory.limit(bad)
+    assert memory.limit() == kept
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.float64])
+def test_poison_is_torch_s_own_for_every_dtype(dtype, poisoned):
+    shape = (memory.SMALLEST,)
+    ours, torchs = memory.empty(shape, dtype), torch.empty(shape, dtype=dtype)
+    assert torch.equal(ours.nan_to_num(nan=-7.0), torchs.nan_to_num(nan=-7.0))

@@ -12,15 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.networks import FRAMEWORKS, excite, forget, sample, tensors
-from tests.test_networks_refusals import Base
+from tests.networks import FRAMEWORKS, excite, forget, tensors
+from tests.networks_stepped import Base, drive
 from tracetorch import adapters, cli
-
-T, B = 10, 3
-
-
-def drive():
-    return sample(T, B, 8) * 2
 
 
 def converted(net, to, x, **options):

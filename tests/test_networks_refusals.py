@@ -8,63 +8,9 @@ from torch import nn
 
 import tracetorch as tt
 from tests.networks import StaticFullyConnected, excite, sample
+from tests.networks_stepped import B, Base, Branches, Counts, CountsCalls, Depends, FeedsBack, T, UsesAStranger
 from tracetorch import adapters
 from tracetorch.core.graph import Graph, Loop, Node, Ref, State
-
-T, B = 10, 3
-
-
-class Base(nn.Module):
-    """Two layers; `step` is what each test changes."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.fc1, self.lif1 = excite(nn.Linear(8, 8)), snn.Leaky(beta=0.9)
-        self.fc2, self.lif2 = excite(nn.Linear(8, 8)), snn.Leaky(beta=0.8)
-        self.calls = 0
-        self.hidden = torch.ones(8)
-
-    def forward(self, x):
-        mem1, mem2 = self.lif1.init_leaky(), self.lif2.init_leaky()
-        spikes, last = [], torch.zeros(x.shape[1], 8)
-        for t in range(x.shape[0]):
-            last, mem1, mem2 = self.step(t, x[t], mem1, mem2, last)
-            spikes.append(last)
-        return torch.stack(spikes)
-
-    def step(self, t, x, mem1, mem2, last):
-        spk1, mem1 = self.lif1(self.fc1(x), mem1)
-        spk2, mem2 = self.lif2(self.fc2(spk1), mem2)
-        return spk2, mem1, mem2
-
-
-class Branches(Base):
-    def step(self, t, x, mem1, mem2, last):
-        if x.sum() > 0:
-            x = x * 2
-        return super().step(t, x, mem1, mem2, last)
-
-
-class Depends(Base):
-    def step(self, t, x, mem1, mem2, last):
-        return super().step(t, x * 2 if t % 2 else x, mem1, mem2, last)
-
-
-class Counts(Base):
-    def step(self, t, x, mem1, mem2, last):
-        return super().step(t, x * (1.0 + 0.1 * t), mem1, mem2, last)
-
-
-class CountsCalls(Base):
-    def step(self, t, x, mem1, mem2, last):
-        self.calls += 1
-        return super().step(t, x + 0.5 * self.calls, mem1, mem2, last)
-
-
-class FeedsBack(Base):
-    def step(self, t, x, mem1, mem2, last):
-        return super().step(t, x + 0.1 * last, mem1, mem2, last)
 
 
 class Swaps(Base):
@@ -87,18 +33,6 @@ class Writes(Base):
     def step(self, t, x, mem1, mem2, last):
         x[0] = 0.0
         return super().step(t, x, mem1, mem2, last)
-
-
-class UsesTwice(Base):
-    def step(self, t, x, mem1, mem2, last):
-        spk1, mem1 = self.lif1(self.fc1(x), mem1)
-        spk2, mem1 = self.lif1(self.fc2(spk1), mem1)
-        return spk2, mem1, mem2
-
-
-class UsesAStranger(Base):
-    def step(self, t, x, mem1, mem2, last):
-        return super().step(t, x * self.hidden, mem1, mem2, last)
 
 
 class Starts(Base):

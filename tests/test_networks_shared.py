@@ -8,8 +8,7 @@ from torch import nn
 
 import tracetorch as tt
 from tests.networks import excite, forget, sample
-from tests.test_networks_refusals import B, T, UsesTwice
-from tests.test_networks_stepped import check_twin, drive
+from tests.networks_stepped import B, T, UsesTwice, check_twin, drive
 from tracetorch import adapters
 
 

@@ -3,23 +3,27 @@
 import copy
 
 import pytest
-import sinabs.layers as sl
 import snntorch as snn
 import torch
-from torch import nn
 
 import tracetorch as tt
-from tests.networks import excite, forget, sample
-from tests.test_networks_refusals import (
+from tests.networks import forget, sample
+from tests.networks_stepped import (
     B,
     Base,
     Branches,
     Counts,
     CountsCalls,
     Depends,
+    EveryConvention,
     FeedsBack,
+    Gated,
+    ResetsItsLayers,
+    SinabsBranches,
     T,
     UsesAStranger,
+    check_twin,
+    drive,
 )
 from tracetorch import adapters
 
@@ -30,10 +34,6 @@ SAID = {
     CountsCalls: "does not repeat the same step",
     UsesAStranger: "no parameter or buffer",
 }
-
-
-def drive():
-    return sample(T, B, 8) * 2
 
 
 @pytest.mark.parametrize("net", SAID, ids=lambda cls: cls.__name__)
@@ -175,41 +175,10 @@ def test_a_branch_that_the_sample_never_takes_is_no_proof():
 
 
 def test_states_that_the_target_would_not_follow_are_refused():
-    class Resets(Base):
-        """A reset from outside, of snnTorch's layers alone: a second call shows it."""
-
-        def __init__(self):
-            super().__init__()
-            self.lif3 = snn.Leaky(0.9, init_hidden=True)
-
-        def forward(self, x):
-            for module in self.modules():
-                if isinstance(module, snn.Leaky):
-                    module.reset_mem()
-            return torch.stack([self.lif3(self.fc1(step) * (1 + 0.1 * t)) for t, step in enumerate(x)])
-
     for to in ("tracetorch", "sinabs"):
         with pytest.raises(adapters.ConversionError, match="second one that follows"):
-            adapters.convert(Resets(), to=to, sample=drive())
-    assert adapters.convert(Resets(), to="snntorch", sample=drive()).agreement.ok  # snnTorch's own hear it
-
-
-class Gated(nn.Module):
-    """One step per call, hidden states, a branch; every second-order layer and a recurrent one."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.fc = excite(nn.Linear(8, 8))
-        self.synaptic = snn.Synaptic(alpha=0.6, beta=0.9, init_hidden=True)
-        self.recurrent = snn.RLeaky(beta=0.9, linear_features=8, init_hidden=True)
-        self.out = snn.Leaky(0.8, init_hidden=True, output=True, learn_beta=True)
-        self.gain = nn.Parameter(torch.tensor(1.5))
-
-    def forward(self, x):
-        x = self.synaptic(self.fc(x))
-        x = self.recurrent(x * self.gain) + (0.5 if x.sum() > 10 else 0.0)
-        return self.out(x)
+            adapters.convert(ResetsItsLayers(), to=to, sample=drive())
+    assert adapters.convert(ResetsItsLayers(), to="snntorch", sample=drive()).agreement.ok  # snnTorch's own hear it
 
 
 def test_one_step_per_call():
@@ -230,38 +199,6 @@ def test_one_step_per_call():
     assert "gain" in result.verify(x).changed_parameters
 
 
-class EveryConvention(nn.Module):
-    """States by hand in each of snnTorch's orders, by place and by name, and parameters read off the layers."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.norm, self.drop = nn.BatchNorm1d(8), nn.Dropout(0.3)
-        self.fc = nn.ModuleList([excite(nn.Linear(8, 8)) for _ in range(5)])
-        self.alpha = snn.Alpha(alpha=0.9, beta=0.5)
-        self.synaptic = snn.Synaptic(alpha=0.7, beta=0.9, learn_beta=True)
-        self.lapicque = snn.Lapicque(beta=0.8)
-        self.recurrent = snn.RSynaptic(alpha=0.5, beta=0.8, linear_features=8)
-        self.out = snn.Leaky(torch.rand(8), learn_threshold=True, reset_mechanism="zero")
-
-    def forward(self, x):
-        exc, inh, mem1 = self.alpha.init_alpha()
-        syn2, mem2 = self.synaptic.init_synaptic()
-        mem3, (spk4, syn4, mem4) = self.lapicque.init_lapicque(), self.recurrent.init_rsynaptic()
-        mem5, series = self.out.init_leaky(), []
-        for t in range(len(x)):
-            current = self.drop(self.norm(x[t]))
-            spk, exc, inh, mem1 = self.alpha(self.fc[0](current) * 3, exc, inh, mem1)
-            spk, syn2, mem2 = self.synaptic(self.fc[1](spk + current), syn2, mem2)
-            if spk.sum() > 3:
-                spk = spk * self.synaptic.beta
-            spk, mem3 = self.lapicque(self.fc[2](spk + current), mem=mem3)
-            spk4, syn4, mem4 = self.recurrent(self.fc[3](spk + current), spk4, syn4, mem4)
-            spk, mem5 = self.out(self.fc[4](spk4) + current * self.out.threshold, mem5)
-            series.append(spk + 0.1 * mem5)
-        return torch.stack(series), {"first": mem1, "recurrent": mem4}
-
-
 def test_every_layer_called_by_hand():
     net, x = EveryConvention(), drive()
     result = adapters.convert(net, to="tracetorch", sample=x, require_gradients=True)
@@ -271,24 +208,6 @@ def test_every_layer_called_by_hand():
     assert all(row.spikes > 10 for row in result.report if row.neuron)
     assert all(m.training for m in (net.norm, net.drop, result.model.norm, result.model.drop))
     assert "training mode" in str(result.report)
-
-
-class SinabsBranches(nn.Module):
-    """Whole sequences of sinabs, a `Squeeze` layer and a recurrent one, behind a branch."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.fc1, self.lif1 = excite(nn.Linear(8, 8), 20), sl.LIF(6.0)
-        self.fc2, self.lif2 = excite(nn.Linear(8, 8), 20), sl.IAFSqueeze(batch_size=B)
-        self.lif3 = sl.LIFRecurrent(tau_mem=8.0, rec_connect=nn.Linear(8, 8), norm_input=False)
-
-    def forward(self, x):
-        x = self.lif1(self.fc1(x))
-        if x.sum() > 3:
-            x = x * 1.5
-        x = self.lif2(self.fc2(x.flatten(0, 1))).unflatten(0, (B, -1))
-        return self.lif3(x)
 
 
 def test_a_sinabs_source():
@@ -310,17 +229,6 @@ def test_a_recurrence_by_hand():
     result = adapters.convert(source, to="tracetorch", sample=x)
     assert result.stepped
     check_twin(source, x, result)
-
-
-def check_twin(source, x, result):
-    """Verified, and the same bits for the sample, another length and another batch size."""
-    assert result.agreement.ok, result.agreement
-    assert result.agreement.spike_mismatches == 0
-    assert result.agreement.steps == T
-    with torch.no_grad():
-        assert torch.equal(source(x), result.run(x))
-        longer = torch.cat([x, x[:3]]).repeat(1, 2, 1)
-        assert torch.equal(source(longer), result.run(longer))
 
 
 def test_it_is_code_and_no_file_holds_it(tmp_path):

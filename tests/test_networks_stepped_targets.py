@@ -10,8 +10,22 @@ import torch
 from torch import nn
 
 from tests.networks import excite, forget, sample
-from tests.test_networks_refusals import B, Base, Branches, Counts, CountsCalls, Depends, FeedsBack, T, UsesAStranger
-from tests.test_networks_stepped import EveryConvention, Gated, SinabsBranches, drive
+from tests.networks_stepped import (
+    B,
+    Base,
+    Branches,
+    Counts,
+    CountsCalls,
+    Depends,
+    EveryConvention,
+    FeedsBack,
+    Gated,
+    ResetsItsLayers,
+    SinabsBranches,
+    T,
+    UsesAStranger,
+    drive,
+)
 from tracetorch import adapters
 
 OTHERS = ("snntorch", "sinabs")
@@ -263,24 +277,14 @@ def test_a_single_state_is_set(to):
 
 
 def test_a_membrane_after_a_reset_from_outside_is_found():
-    class Resets(Base):
-        """snnTorch's layers alone hear it: a second call shows it, to a rounding."""
-
-        def __init__(self):
-            super().__init__()
-            self.lif3 = snn.Leaky(0.9, init_hidden=True)
-
-        def forward(self, x):
-            for module in self.modules():
-                if isinstance(module, snn.Leaky):
-                    module.reset_mem()
-            return torch.stack([self.step3(self.fc1(step) * (1 + 0.1 * t)) for t, step in enumerate(x)])
+    class ReadsToo(ResetsItsLayers):
+        """Found to a rounding."""
 
         def step3(self, x):
             return self.lif3(x) + 0.1 * self.lif3.mem
 
     with pytest.raises(adapters.ConversionError, match="second one that follows"):
-        adapters.convert(Resets(), to="sinabs", sample=drive())
+        adapters.convert(ReadsToo(), to="sinabs", sample=drive())
 
 
 class Watched(nn.Module):

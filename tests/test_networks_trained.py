@@ -1,11 +1,13 @@
 """Whole networks trained on the digits for an epoch, converted, and trained for another in the target."""
 
+from functools import partial
+
 import pytest
 import snntorch as snn
 import torch
 import torch.nn.functional as F
 
-from tests.networks import CASES, FRAMEWORKS, STEPS, OneStep, forget, make, sinabs_events, sinabs_mnist, tensors
+from tests.networks import CASES, FRAMEWORKS, STEPS, forget, make, own, sinabs_events, sinabs_mnist, tensors
 from tracetorch import adapters
 
 BATCH = 32
@@ -92,23 +94,6 @@ def epoch(name, run, parameters):
     return losses
 
 
-def source_run(net, time_dim):
-    """The source from its initial states, over its sequence."""
-
-    def run(x):
-        forget(net)
-        if time_dim is None:
-            return net(x)
-        states, series = (), []
-        for step in x.unbind(time_dim):
-            result = tensors(net(step, *states))
-            series.append(result)
-            states = tuple(result[1:]) if isinstance(net, OneStep) else ()
-        return [torch.stack(each, time_dim) for each in zip(*series, strict=True)]
-
-    return run
-
-
 def check(agreement, to):
     assert agreement.ok, agreement
     assert agreement.unexplained_mismatches == 0
@@ -121,7 +106,7 @@ def check(agreement, to):
 @pytest.mark.parametrize("name", CASES)
 def test_trained_before_and_after_on_the_digits(name, to):
     net, time_dim = network(name)
-    before = epoch(name, source_run(net, time_dim), net.parameters())
+    before = epoch(name, partial(own, net, time_dim=time_dim), net.parameters())
     assert sum(before[-10:]) < sum(before[:10])
     x = TAKES[name](digits()[0][:BATCH])
     result = adapters.convert(net, to=to, sample=x, time_dim=time_dim)

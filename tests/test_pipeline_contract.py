@@ -13,8 +13,8 @@ from torch import nn
 pytest.importorskip("brainpy")
 
 import tracetorch as tt
+from tests.native_cases import assert_bits
 from tests.pipeline_cases import PIPELINES, N, pipeline, stimulus
-from tests.test_native_layers import assert_bits
 
 # JAX compiles for every length: the default run has one pipeline with it, and sequences of 4 and 12 steps.
 LONG = ("four fused", "brainpy")

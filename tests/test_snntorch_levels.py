@@ -14,6 +14,7 @@ from snntorch.functional import quant
 from torch import nn
 
 import tracetorch as tt
+from tests.adapter_checks import assert_native_is_the_same, recorded, traced
 from tracetorch import adapters, oracle
 from tracetorch.adapters import snntorch as ours
 from tracetorch.adapters.networks import rebuild
@@ -57,27 +58,6 @@ CASES = [
     for name, (mechanism, delay) in itertools.product(("Leaky", "Synaptic", "Lapicque", "Alpha"), RESETS)
     if delay or name in ("Leaky", "Synaptic")
 ]
-
-
-def run(framework, layer, xs):
-    """Outputs and states, from the initial state, and the gradients of x and of the layer's own parameters."""
-    own = adapter(framework)
-    xs = xs.detach().clone().requires_grad_()
-    outputs, states = own.trace(layer, xs)
-    weights = torch.from_numpy(np.random.default_rng(1).standard_normal(outputs.shape).astype(np.float32))
-    (outputs * weights).sum().backward()
-    found = {}
-    for name, attribute in own.attributes(layer).items():
-        tensor = getattr(layer, attribute)
-        if tensor.requires_grad:
-            found[name] = tensor.grad
-    return outputs, states, {"x": xs.grad, **found}, weights
-
-
-def recorded(xs, outputs, states, spec):
-    return oracle.Recording(
-        xs.detach().numpy(), outputs.detach().numpy(), {name: s.detach().numpy() for name, s in states.items()}, spec
-    )
 
 
 # ---- rounding itself -------------------------------------------------------------------------------------------------
@@ -154,20 +134,8 @@ def test_a_file_with_other_levels_is_refused(levels):
 def check(name, mechanism, delay, options, seed):
     """The layer, the native one and the oracle, forward and backward, over 200 steps."""
     layer = layer_of(name, mechanism, delay, quant.state_quant(**options), seed=seed)
-    spec, xs = adapters.spec(layer), 1.5 * torch.randn(200, B, N)
-    outputs, states, grads, weights = run("snntorch", layer, xs)
-    same, kept, slopes, _ = run("tracetorch", adapters.build(spec, "tracetorch"), xs)
-    assert torch.equal(outputs, same)
-    assert all(torch.equal(states[state], kept[state]) for state in spec.states)
-    assert torch.equal(grads["x"], slopes["x"])
-    recording = recorded(xs, outputs, states, spec)
-    judgement = oracle.judge(spec, recording)
-    assert judgement.ok
-    assert 0 < judgement.spikes < judgement.slots
-    truth = oracle.gradients(spec, recording, weights.numpy())
-    for own, gradient in grads.items():
-        assert oracle.gradient_error(gradient.numpy(), truth[own]) < 1e-4, own
-        assert oracle.gradient_error(slopes[own].numpy(), truth[own]) < 1e-4, own
+    _, verdict = assert_native_is_the_same(layer, 1.5 * torch.randn(200, B, N))
+    assert 0 < verdict.spikes < verdict.slots
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=["-".join(map(str, case)) for case in CASES])
@@ -212,7 +180,7 @@ def test_a_planted_fault_is_seen(name, delay, fault):
     spec = adapters.spec(layer_of(name, "subtract", delay, quant.state_quant(num_bits=4)))
     wrong = adapters.build(spec.replace(**FAULTS[fault](spec)), "tracetorch")
     xs = torch.randn(100, B, N)
-    outputs, states, _, _ = run("tracetorch", wrong, xs)
+    outputs, states, _, _ = traced(wrong, xs)
     judgement = oracle.judge(spec, recorded(xs, outputs, states, spec))
     assert judgement.state_violations > 0
 
@@ -227,7 +195,7 @@ def test_a_tie_that_goes_the_other_way_is_seen():
     xs = torch.randint(-8, 9, (50, B, N)) / 8
     for other, ok in ((levels, True), (levels[::-1], False)):
         subject = adapters.build(spec.replace(state_levels=other), "tracetorch")
-        outputs, states, _, _ = run("tracetorch", subject, xs)
+        outputs, states, _, _ = traced(subject, xs)
         assert oracle.judge(spec, recorded(xs, outputs, states, spec)).ok == ok
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import tracetorch as tt
-from tests.test_native_layers import assert_bits, make, stimulus
+from tests.native_cases import assert_bits, make, stimulus
 from tracetorch.functional import round_ste
 
 LAYERS = ("LI", "DSLIEMA", "LIB", "RLIB", "DLIT", "DSRLITS")

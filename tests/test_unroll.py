@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import tracetorch as tt
-from tests.test_native_layers import assert_bits
+from tests.native_cases import assert_bits
 from tracetorch.core import folding
 from tracetorch.core.program import NotPlain, program
 from tracetorch.functional import round_ste, stochastic_round_ste

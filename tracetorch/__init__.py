@@ -6,6 +6,7 @@ which imports a framework only once its layers are in hand.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from tracetorch import functional, fused, nn, plot, snn
@@ -80,4 +81,6 @@ def __getattr__(name: str) -> Any:
         from tracetorch.adapters import fuse
 
         return fuse
+    if name in ("adapters", "conformance", "oracle"):
+        return importlib.import_module(f"tracetorch.{name}")
     raise AttributeError(f"module 'tracetorch' has no attribute {name!r}")

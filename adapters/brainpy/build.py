@@ -126,7 +126,10 @@ def _resistance(spec: NeuronSpec, building: Building) -> np.ndarray:
     gain, a = _float64(spec, "input_gain", 1.0), _float64(spec, "mem_decay", 1.0)
     if any(spec.parameters[n].learnable for n in ("mem_decay", "input_gain") if n in spec.parameters):
         building.cannot(
-            "input_gain", spec.input_gain, "R holds 1/(1-a), which would not follow its training", "a constant decay"
+            "input_gain",
+            spec.input_gain,
+            "R holds 1/(1-a), which would not follow the decay's training",
+            "a constant decay in the source, requires_grad_(False)",
         )
     building.note("input_gain", "R = gain / (1 - a)")
     return np.asarray(gain / (1 - a))

@@ -6,18 +6,20 @@ import copy
 import importlib
 import sys
 import types
-from collections import OrderedDict, defaultdict
-from collections.abc import Mapping
+import weakref
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from tracetorch.adapters.base import describe
 from tracetorch.adapters.fusing import plain
-from tracetorch.adapters.fusing.twin import Twin, twin_class
+from tracetorch.adapters.fusing.twin import OWN, Twin, twin_class
 from tracetorch.core.layer import Layer
 from tracetorch.fused import kernel_c
 from tracetorch.fused.hoist import prepare
@@ -31,6 +33,8 @@ _RECIPES = {
     "spikingjelly": "tracetorch.adapters.spikingjelly.fuse",
     "norse": "tracetorch.adapters.norse.fuse",
 }
+# What a copy begins without: kernels, the report, and what `Module.compile` made, which calls the original.
+_LEFT_OUT = frozenset({*OWN, "_compiled_call_impl"})
 # A step whose graph depends on the shape of its input is no function of one element.
 _SHAPES = ((2, 4), (3, 5))
 
@@ -88,13 +92,14 @@ def fuse(module: nn.Module) -> nn.Module:
         The new tree. Its attribute `fuse_report` names every neuron layer and says what became of it.
 
     Raises:
-        TypeError: not an `nn.Module`, or one already wrapped for distributed training.
+        TypeError: not an `nn.Module`, or one already wrapped by `torch.compile` or for distributed training.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"fuse: {type(module).__name__} is no torch.nn.Module")
     for path, child in module.named_modules():
-        if isinstance(child, nn.parallel.DistributedDataParallel):
-            raise TypeError(f"fuse: {path or 'the module'} is a DistributedDataParallel; fuse what it wraps, then wrap")
+        # By its name, as importing the compiler takes seconds: what it compiled calls the original, whatever is copied.
+        if isinstance(child, nn.parallel.DistributedDataParallel) or type(child).__name__ == "OptimizedModule":
+            raise TypeError(f"fuse: {path or 'the module'} is a {type(child).__name__}; fuse what it wraps, then wrap")
     tree = _Tree()
     rows = []
     for path, child in module.named_modules():
@@ -119,7 +124,7 @@ def _packages(module: nn.Module) -> set[str]:
 def _choose(path: str, module: nn.Module) -> tuple[type[Twin] | None, FuseRow | None]:
     """The mixin for a module, and its row in the report if it is a neuron."""
     if isinstance(module, Twin):
-        return None, FuseRow(path, describe(module), True, "already")
+        return None, FuseRow(path, describe(module), True, "already") if module.neuron else None
     if isinstance(module, Layer):
         return None, FuseRow(path, describe(module), False, "a native layer: unroll is its own, see tt.backend")
     packages = _packages(module)
@@ -193,7 +198,7 @@ class _Tree:
             if shell is not original:
                 # A native layer's copy begins without kernels and with states of its own.
                 found = original.__getstate__() if isinstance(original, Layer) else vars(original)
-                shell.__dict__.update({k: self.copied(v) for k, v in found.items() if k != "fuse_report"})
+                shell.__dict__.update({k: self.copied(v) for k, v in found.items() if k not in _LEFT_OUT})
         return self.shells[id(root)]
 
     def copied(self, value: Any, depth: int = 0) -> Any:
@@ -220,38 +225,54 @@ class _Tree:
             return partial(inner[0], *inner[1], **inner[2])
         if type(value) in (dict, OrderedDict, defaultdict):
             twin = copy.copy(value)
+            twin.clear()
             for key, item in value.items():
-                twin[key] = self.copied(item, depth + 1)
+                twin[self.shells.get(id(key), key)] = self.copied(item, depth + 1)
             return twin
-        if type(value) in (list, tuple) or (isinstance(value, tuple) and hasattr(value, "_fields")):
+        if type(value) in (list, deque, tuple) or (isinstance(value, tuple) and hasattr(value, "_fields")):
             items = [self.copied(item, depth + 1) for item in value]
             if isinstance(value, tuple):
                 same = all(a is b for a, b in zip(items, value, strict=True))
                 return value if same else type(value)(*items) if hasattr(value, "_fields") else tuple(items)
             twin = copy.copy(value)
-            twin[:] = items
+            twin.clear()
+            twin.extend(items)
             return twin
-        if type(value) is set:
-            return set(value)
+        if type(value) in (set, frozenset):
+            return type(value)(self.shells.get(id(item), item) for item in value)
+        if isinstance(value, weakref.ref):
+            return weakref.ref(self.shells[id(value())]) if id(value()) in self.shells else value
+        if isinstance(value, RemovableHandle):
+            return self._handle(value)
         return self._object(value, depth)
 
+    def _handle(self, handle: RemovableHandle) -> RemovableHandle:
+        """What removes a hook of the tree removes the copy's instead: lazy modules and Norse's networks keep such."""
+        hooks, number, extra = handle.__getstate__()  # type: ignore[no-untyped-call]
+        if not any(hooks is own for module in self.originals.values() for own in vars(module).values()):
+            return handle
+        twin = copy.copy(handle)
+        twin.__setstate__((self.copied(hooks), number, self.copied(extra)))
+        return twin
+
     def _function(self, function: types.FunctionType, depth: int) -> Any:
-        """A function that closes over a module of the tree closes over its copy instead."""
+        """A function whose closure or defaults refer to a module of the tree refers to its copy instead."""
+        if not self._refers(function):
+            return function
+
+        def followed(value: Any) -> Any:
+            return self.copied(value, depth + 1) if self._refers(value) else value
+
         cells = []
         for cell in function.__closure__ or ():
-            try:
-                content = cell.cell_contents
-            except ValueError:
-                cells.append(cell)
-                continue
-            new = self.copied(content, depth + 1) if id(content) in self.shells else content
-            cells.append(cell if new is content else types.CellType(new))
-        if all(a is b for a, b in zip(cells, function.__closure__ or (), strict=True)):
-            return function
+            old = _content(cell)
+            new = followed(old)
+            cells.append(cell if new is old else types.CellType(new))
+        defaults = followed(function.__defaults__)
         twin = types.FunctionType(
-            function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(cells)
+            function.__code__, function.__globals__, function.__name__, defaults, tuple(cells) or None
         )
-        twin.__kwdefaults__ = function.__kwdefaults__
+        twin.__kwdefaults__ = followed(function.__kwdefaults__)
         twin.__dict__.update(function.__dict__)
         return twin
 
@@ -266,14 +287,30 @@ class _Tree:
         return twin
 
     def _refers(self, value: Any, depth: int = 0) -> bool:
+        """Whether a module of the tree is within reach of a value."""
         if id(value) in self.shells:
             return True
-        if depth > 3:
+        if depth > 4:
             return False
+        inner: Iterable[Any] = ()
         if isinstance(value, types.MethodType):
-            return id(value.__self__) in self.shells
-        if isinstance(value, Mapping):
-            return any(self._refers(item, depth + 1) for item in value.values())
-        if isinstance(value, (list, tuple, set)):
-            return any(self._refers(item, depth + 1) for item in value)
-        return False
+            inner = (value.__self__,)
+        elif isinstance(value, types.FunctionType):
+            cells = [_content(cell) for cell in value.__closure__ or ()]
+            inner = (*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())
+        elif isinstance(value, partial):
+            inner = (value.func, *value.args, *value.keywords.values())
+        elif isinstance(value, Mapping):
+            inner = (*value.keys(), *value.values())
+        elif isinstance(value, weakref.ref):
+            inner = (value(),)
+        elif isinstance(value, (list, tuple, set, frozenset, deque)):
+            inner = value
+        return any(self._refers(item, depth + 1) for item in inner)
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not yet assigned
+        return None

@@ -92,7 +92,7 @@ class StepTwin(Twin):
             FuseError: no such time dimension, or no step.
         """
         check_unroll(self, xs, time_dim)
-        steps = list(xs.unbind(time_dim)) if hooked(self) else []
+        steps = list(xs.unbind(time_dim)) if any(hooked(module) for module in self.modules()) else []
         outputs = []
         if state is None and not steps:
             output, state = self(xs.select(time_dim, 0))
@@ -109,19 +109,27 @@ class StepTwin(Twin):
                 state = form.packed(list(result.last.values()))
                 return torch.cat([*outputs, result.outputs], time_dim) if outputs else result.outputs, state
         for x in steps or xs.unbind(time_dim):
-            output, state = self(x) if state is None else self(x, state)
+            output, state = self(x, state)
             outputs.append(output.unsqueeze(time_dim))
         return torch.cat(outputs, time_dim), state
+
+
+_SHAPE = (2, 4)  # of the example
+
+
+def _fitting(tensor: Tensor) -> Tensor:
+    """A parameter for the example: one of many neurons as if of its few."""
+    return tensor.detach() if tensor.numel() == 1 else torch.full(_SHAPE, 0.5, dtype=tensor.dtype)
 
 
 def state_form(module: nn.Module) -> _Form | None:
     """The form of the state that a call returns, found by calling a copy on a small example; None: not of this kind."""
     reads = read(module)
-    twin: Any = duplicate(module, (), lambda tensor: tensor.detach(), reads)
+    twin: Any = duplicate(module, (), _fitting, reads)
     generator = torch.get_rng_state()
     try:
         with torch.no_grad():
-            result = twin.forward(torch.full((2, 4), 0.5))
+            result = twin.forward(torch.full(_SHAPE, 0.5))
     except Exception:  # a module that takes something else
         return None
     finally:
@@ -132,14 +140,16 @@ def state_form(module: nn.Module) -> _Form | None:
 
 
 def choose(module: nn.Module) -> type[Twin] | None:
-    """The mixin of a module that may be a neuron: without submodules, called with its input and its state."""
+    """The mixin of a module that may be a neuron, called with its input and its state.
+
+    It may hold modules without tensors of their own, a surrogate or an activation; others make it a network.
+    """
     cls = type(module)
     if cls.__module__.split(".")[0] == "torch" or hasattr(module, "unroll") or "forward" in vars(module):
         return None
-    if any(True for _ in module.children()):
+    if any(True for child in module.children() for _ in (*child.parameters(), *child.buffers())):
         return None
     parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
-    plain = all(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
-    if len(parameters) != 2 or not plain or parameters[1].default is not None:
+    if len(parameters) != 2 or parameters[1].default is not None:
         return None
     return StepTwin if state_form(module) is not None else None

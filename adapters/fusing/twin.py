@@ -49,6 +49,9 @@ class Twin(nn.Module):
     # False: a module around neurons, without a step of its own; no row of the report.
     neuron = True
 
+    def __init_subclass__(cls) -> None:
+        """A twin's class is none of the framework's or the user's: what they do with a new one is not for it."""
+
     @staticmethod
     def note(module: nn.Module) -> str:
         """What the report says of a fused layer: which of its calls stay its own code."""
@@ -137,8 +140,8 @@ def hooked(module: nn.Module) -> bool:
 
 def stacked(results: Sequence[Any], time_dim: int) -> Any:
     """The results of one call per step, each tensor stacked over time."""
-    if isinstance(results[0], tuple):
-        return tuple(torch.stack(series, time_dim) for series in zip(*results, strict=True))
+    if isinstance(results[0], (tuple, list)):
+        return type(results[0])(torch.stack(series, time_dim) for series in zip(*results, strict=True))
     return torch.stack(list(results), time_dim)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from tracetorch.adapters.base import Building, refuse_rare, value_of
 from tracetorch.adapters.losses import neutral
 from tracetorch.adapters.native.read import NAMES
-from tracetorch.core.forms_native import BY_THRESHOLD, refusal_of_surrogate
+from tracetorch.core.forms.native import BY_THRESHOLD, refusal_of_surrogate
 from tracetorch.core.raw import to_raw
 from tracetorch.core.spec import NeuronSpec
 from tracetorch.functional.quantizers import round_ste

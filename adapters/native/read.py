@@ -10,7 +10,7 @@ from torch import nn
 
 from tracetorch.adapters.base import readable
 from tracetorch.core.composition import Composition
-from tracetorch.core.forms_native import BY_THRESHOLD
+from tracetorch.core.forms.native import BY_THRESHOLD
 from tracetorch.core.layer import Layer
 from tracetorch.core.spec import NeuronSpec, Parameter, SpecError
 from tracetorch.functional.quantizers import round_ste

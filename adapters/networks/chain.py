@@ -11,7 +11,7 @@ from tracetorch.adapters.base import Adapter, ConversionError
 from tracetorch.adapters.networks import modules as known
 from tracetorch.adapters.networks import recurrent, wholes
 from tracetorch.adapters.networks.network import Network, Stage, refuse_hooks
-from tracetorch.adapters.registry import adapter, framework_of
+from tracetorch.adapters.registry import FRAMEWORKS, adapter, framework_of
 from tracetorch.core.graph import Ref
 from tracetorch.core.model import Sequential
 
@@ -89,6 +89,13 @@ def _folds_time(module: nn.Module) -> bool:
     return bool(names & {"FlattenTime", "UnflattenTime", "SqueezeMixin"})
 
 
+def not_one(present: list[str]) -> ConversionError:
+    """Of a network without neurons, or with those of several frameworks."""
+    why = "a network to convert has neurons of exactly one framework"
+    known = f"neurons of one of these: {', '.join(FRAMEWORKS)}"
+    return ConversionError("''", "framework", present, why, "convert each part by itself" if present else known)
+
+
 def read(net: nn.Module) -> Network:
     """Read a network into a chain of stages.
 
@@ -101,13 +108,7 @@ def read(net: nn.Module) -> Network:
     frameworks = {name: framework_of(child) for name, child in children}
     present = {framework for framework in frameworks.values() if framework is not None}
     if len(present) != 1:
-        raise ConversionError(
-            "''",
-            "framework",
-            sorted(present),
-            "a network to convert has neurons of exactly one framework",
-            "convert each part by itself",
-        )
+        raise not_one(sorted(present))
     framework = present.pop()
     owner = adapter(framework)
     stages: list[Stage] = []

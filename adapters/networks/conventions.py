@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from tracetorch.adapters.base import ConversionError
 from tracetorch.adapters.networks import recurrent
-from tracetorch.adapters.networks.driving import ATTRIBUTES, DRIVERS, SINABS_ATTRIBUTES, Driver
+from tracetorch.adapters.networks.driving import DRIVERS, Driver
 from tracetorch.adapters.networks.lifted import before_reset, taken_by
 from tracetorch.adapters.networks.network import Stage
-from tracetorch.adapters.networks.steps import RETURNED
+from tracetorch.adapters.networks.states import attribute, states_of
 from tracetorch.adapters.registry import adapter, framework_of
 from tracetorch.core.spec import NeuronSpec
 
@@ -135,7 +135,10 @@ class SnnTorchCalled(Called):
 
     def __init__(self, layer: nn.Module, stage: Stage, to: str, names: Mapping[str, str]) -> None:
         source: Any = stage.inner
-        self.__dict__["states"] = _order(source)
+        # The order in which its calls hand the states; not set as an attribute of a module, which this is not yet.
+        self.__dict__["states"] = states_of(source)
+        if not self.states:
+            raise ValueError(f"{type(source).__name__}: the order of its states is not known")
         super().__init__(layer, stage, to, names)
         # Whether the states are hidden, and whether a call returns them beside the spikes.
         self.hidden, self.shows = bool(source.init_hidden), bool(source.output or not source.init_hidden)
@@ -146,7 +149,7 @@ class SnnTorchCalled(Called):
 
     def attributes_of_states(self) -> Mapping[str, str]:
         """mem, syn, ... in the order in which they are handed."""
-        return {ATTRIBUTES[state]: state for state in self.states}
+        return {attribute("snntorch", state): state for state in self.states}
 
     def forward(self, x: Tensor, *states: Tensor | None, **named: Tensor | None) -> Any:
         """One step. x: [B, ...]; spikes, or spikes and states, as the source gives them."""
@@ -190,7 +193,7 @@ class SinabsCalled(Called):
 
     def attributes_of_states(self) -> Mapping[str, str]:
         """v_mem, i_syn and b."""
-        return {SINABS_ATTRIBUTES.get(state, state): state for state in self.driver.paths}
+        return {attribute("sinabs", state): state for state in self.driver.paths}
 
     @property
     def squeezed(self) -> bool:
@@ -209,13 +212,6 @@ class SinabsCalled(Called):
             raise ValueError("reset_states: randomize=True: a start by chance has no place here")
         for name in self.driver.paths:
             self.driver.put(self.layer, name, None)
-
-
-def _order(source: nn.Module) -> tuple[str, ...]:
-    known = [RETURNED[cls.__name__] for cls in type(source).__mro__ if cls.__name__ in RETURNED]
-    if not known:
-        raise ValueError(f"{type(source).__name__}: the order of its states is not known")
-    return known[0]
 
 
 def _membrane(theirs: NeuronSpec, ours: NeuronSpec, to: str) -> str:

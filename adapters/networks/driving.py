@@ -10,18 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.adapters.networks import recurrent
+from tracetorch.adapters.networks.states import attribute
 from tracetorch.core.composition import SPEC_STATES
-
-# The attribute of a snnTorch layer for each state.
-ATTRIBUTES: Mapping[str, str] = {
-    "v_mem": "mem",
-    "i_syn": "syn",
-    "i_exc": "syn_exc",
-    "i_inh": "syn_inh",
-    "spikes": "spk",
-}
-# And of a sinabs layer, where it is not the state's own name.
-SINABS_ATTRIBUTES: Mapping[str, str] = {"adaptation": "b"}
 
 
 class Driver:
@@ -63,9 +53,9 @@ class Driver:
 
     def put(self, layer: nn.Module, state: str, value: Tensor | None) -> None:
         """Set a state; None: as before the first step."""
-        *above, attribute = self.paths[state].split(".")
+        *above, last = self.paths[state].split(".")
         holder = layer.get_submodule(".".join(above))
-        setattr(holder, attribute, self._stored(value, getattr(holder, attribute)))
+        setattr(holder, last, self._stored(value, getattr(holder, last)))
 
     def _stored(self, value: Tensor | None, before: Tensor | None) -> Any:
         return value
@@ -83,7 +73,7 @@ class SnnTorchDriver(Driver):
 
     def _path(self, layer: nn.Module, state: str) -> str:
         inside = "neuron." if isinstance(layer, recurrent.Stepped) and state != "spikes" else ""
-        return inside + ATTRIBUTES[state]
+        return inside + attribute("snntorch", state)
 
     def _whole(self, layer: Any, xs: Tensor) -> Any:
         return torch.stack([layer(x) for x in xs.unbind(1)], 1)
@@ -98,8 +88,8 @@ class SinabsDriver(SnnTorchDriver):
 
     def _path(self, layer: nn.Module, state: str) -> str:
         if isinstance(layer, recurrent.Sequenced):
-            return "spk" if state == "spikes" else f"neuron.{SINABS_ATTRIBUTES.get(state, state)}"
-        return SINABS_ATTRIBUTES.get(state, state)
+            return "spk" if state == "spikes" else f"neuron.{attribute('sinabs', state)}"
+        return attribute("sinabs", state)
 
     def step(self, layer: Any, x: Tensor) -> Tensor:
         """One step, as a sequence of one: [B, 1, ...]."""

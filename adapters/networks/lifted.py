@@ -120,6 +120,7 @@ class _Writer:
         self.source, self.plan = source, plan
         self.modules: dict[str, nn.Module] = {}
         self.nodes: list[Node] = []
+        # By the name of a node: the module that is called, and how its membrane is shown, if not as it is.
         self.held: dict[str, nn.Module] = {}
         self.shown: dict[str, Callable[[Tensor, Tensor], Tensor] | None] = {}
         # The states that are read of each neuron.
@@ -133,6 +134,7 @@ class _Writer:
         self.container = next(name for name in ("functions", "functions_of_step", "calls") if name not in own)
 
     def write(self) -> Graph:
+        """Of every node of the step, in order."""
         for node in self.plan.step.nodes:
             if node.kind == "tensor":
                 continue
@@ -146,12 +148,17 @@ class _Writer:
                 self.nodes.append(node._replace(args=self.places(node.args)))
             else:
                 self.function(node)
-        return Graph(self.modules, self.nodes, self.places(self.plan.step.output), self.plan.step.inputs)
+        output = self.places(self.plan.step.output)
+        if self.source.style == "loop" and len(output) == 1:
+            output = output[0]  # of a loop the outputs of a step are always a tuple
+        return Graph(self.modules, self.nodes, output, self.plan.step.inputs)
 
     def places(self, value: Any) -> Any:
+        """Arguments, each state in them as the node that its neuron's call gives it as."""
         return rewrite(value, lambda leaf: Ref(f"{leaf.name}_{leaf.attribute}") if isinstance(leaf, State) else leaf)
 
     def neuron(self, node: Node) -> None:
+        """The call of a neuron; where its states are read, of one that returns them too, and a node for each."""
         neuron = self.plan.modules[node.target]
         self.modules[node.target] = self.held[node.name] = neuron
         if node.name not in self.read:
@@ -170,6 +177,7 @@ class _Writer:
             self.nodes.append(Node(name, "function", operator.getitem, (Ref(both), k)))
 
     def function(self, node: Node) -> None:
+        """A function, or a module of several arguments, over the whole sequence."""
         callee = self.plan.modules[node.target] if node.kind == "module" else None
         function = Function(node, callee)
         places = (*function.references, *((Ref(self.plan.step.inputs[0]),) if function.sized else ()))

@@ -44,14 +44,18 @@ class _Lifting:
         # The first two dimensions of values that have both.
         self.apart = (self.steps, self.batch) if time_first else (self.batch, self.steps)
         self.names = Names("x")
+        # The nodes of a step, and by name the module that computes each over the whole sequence.
         self.nodes: list[Node] = []
         self.held: dict[str, nn.Module] = {}
+        # What stands in the step for a recorded value, and whether that has time "apart" or is "flat".
         self.values: dict[Any, Any] = {}
         self.layouts: dict[Any, str] = {}
+        # The numbers of the events after the steps; the neurons called so far.
         self.after: list[int] = []
         self.called: set[int] = set()
 
     def plan(self) -> Plan:
+        """Of the whole recording."""
         self.values[In(0)], self.layouts[In(0)] = Ref("x"), self.layout_of(self.x)
         for number, event in enumerate(self.tape.events):
             self.event(number, event)
@@ -72,6 +76,7 @@ class _Lifting:
         return (-1, self.steps) if fixed else (self.batch, -1)
 
     def layout_of(self, x: Tensor) -> str:
+        """Of the network's input."""
         if tuple(x.shape[:2]) == self.apart:
             return "apart"
         if x.shape[0] == self.batch * self.steps and not self.time_first:
@@ -96,9 +101,11 @@ class _Lifting:
             self.later(number, event)
 
     def root(self, ref: Any) -> Any:
+        """The whole result that a reference is a part of: what has a layout."""
         return Out(ref.event) if isinstance(ref, Out) else ref
 
     def later(self, number: int, event: Event) -> None:
+        """An event after the steps; a neuron cannot be one."""
         if id(event.target) in self.builder.neurons:
             path = self.builder.paths[id(event.target)]
             why = "its input is no whole sequence any more"
@@ -106,42 +113,44 @@ class _Lifting:
         self.after.append(number)
 
     def of_step(self, number: int, event: Event, layout: str) -> None:
+        """A node of the step; or nothing, if the call only moves a value to the other layout."""
         out = Out(number)
         moved = self.moved(event, layout)
         if moved is not None:
             self.values[out], self.layouts[out] = self.value(event.args[0]), moved
             return
-        args, kwargs = event.args, event.kwargs
-        held: Any = None
         if id(event.target) in self.builder.neurons:
-            if id(event.target) in self.called:
-                why = "it goes on from the states that a call over the whole sequence left"
-                path = self.builder.paths[id(event.target)]
-                raise NoGraph(f"{path!r}", "neuron", f"used twice, {event.where}", why, "give each its own layer")
-            self.called.add(id(event.target))
             self.layouts[out] = layout
-            self.neuron(out, event, self.value(args[0]))
+            self.neuron(out, event)
             return
-        if event.kind == "module":
-            module = event.target
-            if layout == "apart":
-                target = _apart(self.builder.paths[id(module)], module)
-                held = module
-            else:
-                target, held = module, Folded(module)
-            node = self.new(event, rewrite(args, self.value), rewrite(kwargs, self.value))
-            if target is not module:
-                self.builder.modules[node.target] = target
-        else:
-            args = _shifted(event, layout)
-            node = self.new(event, rewrite(args, self.value), rewrite(kwargs, self.value))
-            function = Function(node)
-            held = Lifted(function, tuple(None for _ in function.references), 0 if self.time_first else 1)
+        node, held = self.module(event, layout) if event.kind == "module" else self.function(event, layout)
         self.held[node.name] = held
         self.values[out], self.layouts[out] = Ref(node.name), layout
 
-    def neuron(self, out: Out, event: Event, given: Any) -> None:
+    def module(self, event: Event, layout: str) -> tuple[Node, nn.Module]:
+        """The node of a stateless module in one step, and the module that takes the values of the whole sequence."""
+        module = event.target
+        target = _apart(self.builder.paths[id(module)], module) if layout == "apart" else module
+        node = self.new(event, rewrite(event.args, self.value), rewrite(event.kwargs, self.value))
+        if target is not module:
+            self.builder.modules[node.target] = target
+        return node, module if layout == "apart" else Folded(module)
+
+    def function(self, event: Event, layout: str) -> tuple[Node, nn.Module]:
+        """The node of a function in one step, and a module that takes the values of the whole sequence."""
+        args = _shifted(event, layout)
+        node = self.new(event, rewrite(args, self.value), rewrite(event.kwargs, self.value))
+        function = Function(node)
+        return node, Lifted(function, tuple(None for _ in function.references), 0 if self.time_first else 1)
+
+    def neuron(self, out: Out, event: Event) -> None:
         """A neuron's node; before it that of its own matrix, where it has one."""
+        if id(event.target) in self.called:
+            why = "it goes on from the states that a call over the whole sequence left"
+            path = self.builder.paths[id(event.target)]
+            raise NoGraph(f"{path!r}", "neuron", f"used twice, {event.where}", why, "give each its own layer")
+        self.called.add(id(event.target))
+        given = self.value(event.args[0])
         if self.time_first:
             path, matrix = self.builder.paths[id(event.target)] or "0", wholes.connection(event.target)
             if matrix is not None:
@@ -175,10 +184,12 @@ class _Lifting:
         return self.nodes[-1].name
 
     def new(self, event: Event, args: Any, kwargs: Any) -> Node:
+        """A new node of the step."""
         self.nodes.append(self.builder.node(self.names, event, args, kwargs))
         return self.nodes[-1]
 
     def value(self, leaf: Any) -> Any:
+        """What stands in the step for a recorded argument."""
         if isinstance(leaf, Out) and leaf.path and leaf not in self.values:
             raise _NotOfAStep
         if isinstance(leaf, (In, Out)):

@@ -8,34 +8,38 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tracetorch.adapters.base import Adapter, Building
+from tracetorch.adapters.base import Adapter
+from tracetorch.adapters.networks.inside import AdapterOfInside
+from tracetorch.adapters.networks.states import attribute
 from tracetorch.adapters.registry import adapter, framework_of
 from tracetorch.core.spec import NeuronSpec
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.spec_neuron import SpecNeuron
 
-# class -> the class without the recurrence, the attribute of the connection, whether it acts in the first step
-_LAYERS = {
-    "RLeaky": ("Leaky", "recurrent", True),
-    "RSynaptic": ("Synaptic", "recurrent", True),
-    "LIFRecurrent": ("LIF", "rec_connect", False),
-    "IAFRecurrent": ("IAF", "rec_connect", False),
+
+class _Kind(NamedTuple):
+    """Of a framework's recurrent class: the class without the recurrence, and its connection."""
+
+    plain: str
+    attribute: str
+    from_start: bool  # whether the connection acts in the first step too
+
+
+_KINDS: Mapping[str, _Kind] = {
+    "RLeaky": _Kind("Leaky", "recurrent", True),
+    "RSynaptic": _Kind("Synaptic", "recurrent", True),
+    "LIFRecurrent": _Kind("LIF", "rec_connect", False),
+    "IAFRecurrent": _Kind("IAF", "rec_connect", False),
 }
 
 
-class Stepped(nn.Module):
-    """A recurrent snnTorch layer with hidden states, one step per call, of any neuron of snnTorch.
-
-    Args:
-        neuron: with `init_hidden=True`.
-        connection: from spikes [B, ...] to an input of the same shape.
-        from_start: whether the connection acts in the first step too, on zeros.
-    """
+class _Fed(nn.Module):
+    """A neuron and a connection from its spikes of the last step, `spk`, to its input."""
 
     spk: Tensor
 
@@ -44,12 +48,26 @@ class Stepped(nn.Module):
         self.neuron, self.connection, self.from_start = neuron, connection, from_start
         self.register_buffer("spk", torch.zeros(0), persistent=False)
 
+    def feedback(self, x: Tensor, last: Tensor | None) -> Tensor:
+        """What is added to the input x of a step, both [B, ...]; `last`: the spikes of the step before, if any."""
+        if last is None and not self.from_start:
+            return torch.zeros_like(x)
+        return self.connection(torch.zeros_like(x) if last is None else last).reshape(x.shape)
+
+
+class Stepped(_Fed):
+    """A recurrent snnTorch layer with hidden states, one step per call, of any neuron of snnTorch.
+
+    Args:
+        neuron: with `init_hidden=True`.
+        connection: from spikes [B, ...] to an input of the same shape.
+        from_start: whether the connection acts in the first step too, on zeros.
+    """
+
     def forward(self, x: Tensor) -> Tensor:
         """One step. x: [B, ...]."""
-        first = self.spk.shape != x.shape
-        last = torch.zeros_like(x) if first else self.spk
-        feedback = self.connection(last).reshape(x.shape) if self.from_start or not first else torch.zeros_like(x)
-        spikes: Tensor = self.neuron(x + feedback)
+        last = self.spk if self.spk.shape == x.shape else None
+        spikes: Tensor = self.neuron(x + self.feedback(x, last))
         self.spk = spikes
         return spikes
 
@@ -69,7 +87,7 @@ class Stepped(nn.Module):
         return self.neuron.syn
 
 
-class Sequenced(nn.Module):
+class Sequenced(_Fed):
     """A recurrent sinabs layer over [B, T, ...], of a neuron that sinabs has no such layer for.
 
     Args:
@@ -79,22 +97,13 @@ class Sequenced(nn.Module):
             the last one, as in snnTorch; else each call starts without feedback, as in sinabs.
     """
 
-    spk: Tensor
-
-    def __init__(self, neuron: nn.Module, connection: nn.Module, from_start: bool) -> None:
-        super().__init__()
-        self.neuron, self.connection, self.from_start = neuron, connection, from_start
-        self.register_buffer("spk", torch.zeros(0), persistent=False)
-
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, T, ...] -> spikes, likewise."""
         steps: list[Tensor] = []
+        goes_on = self.from_start and self.spk.shape == x[:, 0].shape
         for step in x.unbind(1):
-            kept = self.spk if self.spk.shape == step.shape else torch.zeros_like(step)
-            last = steps[-1] if steps else kept
-            acts = bool(steps) or self.from_start
-            feedback = self.connection(last).reshape(step.shape) if acts else torch.zeros_like(step)
-            steps.append(self.neuron((step + feedback).unsqueeze(1)).squeeze(1))
+            last = steps[-1] if steps else self.spk if goes_on else None
+            steps.append(self.neuron((step + self.feedback(step, last)).unsqueeze(1)).squeeze(1))
         self.spk = steps[-1]
         return torch.stack(steps, 1)
 
@@ -104,20 +113,14 @@ _WRITTEN = (Recurrent, Stepped, Sequenced)
 
 def is_recurrent(module: nn.Module) -> bool:
     """Whether it is a recurrent layer that can be read."""
-    return isinstance(module, _WRITTEN) or _kind(module) is not None
-
-
-def _kind(module: nn.Module) -> tuple[str, str, bool] | None:
-    return _LAYERS.get(type(module).__name__) if framework_of(module) is not None else None
+    return isinstance(module, _WRITTEN) or (type(module).__name__ in _KINDS and framework_of(module) is not None)
 
 
 def _plain(module: nn.Module) -> nn.Module:
     """The neuron of a recurrent layer: its own attributes under the class without the recurrence. To be read only."""
     if isinstance(module, _WRITTEN):
         return module.neuron
-    kind = _kind(module)
-    assert kind is not None
-    cls = next(c for c in _relatives(module) if c.__name__ == kind[0])
+    cls = next(c for c in _relatives(module) if c.__name__ == _KINDS[type(module).__name__].plain)
     twin: nn.Module = object.__new__(cls)
     twin.__dict__.update(module.__dict__)
     return twin
@@ -126,16 +129,14 @@ def _plain(module: nn.Module) -> nn.Module:
 def _relatives(module: nn.Module) -> tuple[type, ...]:
     """The classes of the module's framework without the recurrence. (It is imported: one of its layers is in hand.)"""
     package = importlib.import_module({"snntorch": "snntorch", "sinabs": "sinabs.layers"}[str(framework_of(module))])
-    return tuple(getattr(package, name) for name, _, _ in _LAYERS.values() if hasattr(package, name))
+    return tuple(getattr(package, kind.plain) for kind in _KINDS.values() if hasattr(package, kind.plain))
 
 
 def connection(module: nn.Module) -> nn.Module:
     """What the spikes of a step go through."""
     if isinstance(module, _WRITTEN):
         return module.connection
-    kind = _kind(module)
-    assert kind is not None
-    found: nn.Module = getattr(module, kind[1])
+    found: nn.Module = getattr(module, _KINDS[type(module).__name__].attribute)
     return found
 
 
@@ -143,19 +144,13 @@ def from_start(module: nn.Module) -> bool:
     """Whether the connection acts in the first step too."""
     if isinstance(module, _WRITTEN):
         return bool(module.from_start)
-    kind = _kind(module)
-    assert kind is not None
-    return kind[2]
+    return _KINDS[type(module).__name__].from_start
 
 
-class RecurrentAdapter:
+class RecurrentAdapter(AdapterOfInside):
     """An adapter of one framework's recurrent layers: as `Adapter`, of the neuron inside."""
 
     recurrent = True
-
-    def __init__(self, base: Adapter) -> None:
-        self.base = base
-        self.NAME, self.STEPPED = base.NAME, base.STEPPED
 
     def is_neuron(self, module: nn.Module) -> bool:
         """Any recurrent layer."""
@@ -187,12 +182,9 @@ class RecurrentAdapter:
         if isinstance(layer, Recurrent):
             layer.reset_states()
             return
-        if isinstance(layer, _WRITTEN):
-            self.base.reset(layer.neuron)
-        elif self.base.STEPPED:
-            self.base.reset(_holder(layer))
-        else:
-            self.base.reset(layer)
+        # snnTorch's states are those of a plain class over the same attributes, buffers included.
+        own = _plain(layer) if isinstance(layer, _WRITTEN) or self.base.STEPPED else layer
+        self.base.reset(own)
         if hasattr(layer, "spk"):
             layer.spk = torch.zeros(0)
 
@@ -220,7 +212,6 @@ class RecurrentAdapter:
     def _run(self, layer: nn.Module, xs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         if not self.STEPPED:
             return self._sequence(layer, xs)
-        names = {**_STORED.get(self.NAME, {})}
         spec = self.spec(layer)
         holder: Any = layer.neuron if isinstance(layer, Stepped) else layer
         outputs, recorded = [], {name: [] for name in spec.states}  # type: ignore[var-annotated]
@@ -228,7 +219,7 @@ class RecurrentAdapter:
             result = layer(x)
             outputs.append(result[0] if isinstance(result, tuple) else result)
             for name in recorded:
-                recorded[name].append(getattr(holder, names.get(name, name)))
+                recorded[name].append(getattr(holder, attribute(self.NAME, name)))
         return torch.stack(outputs), {name: torch.stack(series) for name, series in recorded.items()}
 
     def _sequence(self, layer: nn.Module, xs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -247,26 +238,6 @@ class RecurrentAdapter:
         finally:
             hook.remove()
         return outputs, {name: torch.stack(series) for name, series in recorded.items()}
-
-    def build(self, spec: NeuronSpec, building: Building) -> nn.Module:
-        """Not used: see `build`."""
-        return self.base.build(spec, building)
-
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """Not used."""
-        return module
-
-    def assemble(self, modules: Mapping[str, nn.Module], emit_state: bool) -> nn.Module:
-        """Not used."""
-        return self.base.assemble(modules, emit_state)
-
-
-_STORED = {"snntorch": {"v_mem": "mem", "i_syn": "syn"}}
-
-
-def _holder(layer: nn.Module) -> nn.Module:
-    """For resetting a snnTorch layer's states: the plain class over the same attributes, buffers included."""
-    return _plain(layer)
 
 
 def adapter_of(module: nn.Module, base: Adapter) -> Any:

@@ -34,8 +34,8 @@ def read(net: nn.Module, sample: Any, time_dim: int | None) -> Network:
     Raises:
         ConversionError: what it does cannot be put into a graph; names what, where, and what would help.
     """
-    refuse_alone(net)
     refuse_pipeline(net)
+    refuse_alone(net)
     if not chain.is_chain(net):
         return read_recorded(net, sample, time_dim)
     try:
@@ -92,8 +92,7 @@ def neurons_of(net: nn.Module) -> tuple[str, list[nn.Module]]:
     neurons = [module for module in found if framework_of(module) is not None]
     present = sorted({str(framework_of(module)) for module in neurons})
     if len(present) != 1:
-        why = "a network to convert has neurons of exactly one framework"
-        raise ConversionError("''", "framework", present, why, "convert each part by itself")
+        raise chain.not_one(present)
     return present[0], neurons
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -23,6 +22,7 @@ from tracetorch.adapters.base import ConversionError
 from tracetorch.adapters.networks import recurrent, writing
 from tracetorch.adapters.networks.conventions import BEFORE_RESET, Called, called
 from tracetorch.adapters.networks.graphs import free
+from tracetorch.adapters.networks.keeping import kept
 from tracetorch.adapters.networks.lifted import before_reset
 from tracetorch.adapters.networks.modules import is_known
 from tracetorch.adapters.networks.network import Network, Stage, preserved, refuse_hooks
@@ -33,13 +33,9 @@ from tracetorch.adapters.networks.writing import Notes, Order, build_neuron
 from tracetorch.adapters.registry import adapter
 from tracetorch.core.graph import Ref, leaves, rewrite
 
-# Whose modules keep nothing that a call of the network changes, but neurons, whose states are put back elsewhere.
-_FOREIGN = ("torch.", "snntorch.", "sinabs.layers.", "tracetorch.")
-_PLAIN = (int, float, str, bool, type(None), list, tuple, dict, Tensor)
-
 
 @dataclass(frozen=True)
-class Whole(Network):
+class AsItStands(Network):
     """A network whose own forward is run; its stages are the layers that are called in it, in no order.
 
     Attributes:
@@ -80,50 +76,10 @@ class Whole(Network):
         return tuple(tensor for x in inputs for tensor in tensors_of(self.root(x)))
 
 
-@contextmanager
-def kept(root: nn.Module) -> Iterator[None]:
-    """Put back the plain attributes and the buffers of a network's own modules: a counter, a list, a last value."""
-    owned = [m for m in root.modules() if not type(m).__module__.startswith(_FOREIGN)]
-    saved = []
-    for module in owned:
-        stores: tuple[dict[str, Any], ...] = (vars(module), module._buffers)
-        for store in stores:
-            values = {name: value for name, value in store.items() if store is module._buffers or _is_own(name, value)}
-            saved.append((store, values, {name: _copied(value) for name, value in values.items()}))
-    try:
-        yield
-    finally:
-        for store, values, copies in saved:
-            for name in [n for n, value in store.items() if n not in values and _is_own(n, value)]:
-                del store[name]
-            store.update({name: _restored(value, copies[name]) for name, value in values.items()})
-
-
-def _is_own(name: str, value: Any) -> bool:
-    return not name.startswith("_") and name != "training" and isinstance(value, _PLAIN)
-
-
-def _copied(value: Any) -> Any:
-    """What `_restored` needs: the contents of a tensor, a list or a dict as they are now."""
-    return value.detach().clone() if isinstance(value, Tensor) else rewrite(value, lambda leaf: leaf)
-
-
-def _restored(value: Any, copied: Any) -> Any:
-    """The very object, with the contents that it had."""
-    if isinstance(value, list):
-        value[:] = copied
-    elif isinstance(value, dict):
-        value.clear()
-        value.update(copied)
-    elif isinstance(value, Tensor) and not torch.equal(value, copied):
-        value.data.copy_(copied)
-    return value
-
-
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read(net: nn.Module, sample: Any, time_dim: int | None, refusal: NoGraph) -> Whole:
+def read(net: nn.Module, sample: Any, time_dim: int | None, refusal: NoGraph) -> AsItStands:
     """The network as it stands.
 
     Args:
@@ -142,18 +98,15 @@ def read(net: nn.Module, sample: Any, time_dim: int | None, refusal: NoGraph) ->
         refuse_hooks(module, path)
     known = {id(n) for n in neurons}
     layers = leaves_of(net, lambda m: id(m) in known or is_known(m))
-    paths: dict[int, str] = {}
-    for path, module in net.named_modules(remove_duplicate=False):
-        paths.setdefault(id(module), path)
-    leaves = [m for m in layers if id(m) in known or is_known(m)]
-    stages = tuple(_stage(paths[id(m)], m, m, id(m) in known, owner) for m in leaves)
-    inside = {id(p) for m in leaves for p in m.parameters()}
+    paths = {id(module): path for path, module in net.named_modules()}
+    stages = tuple(_stage(paths[id(m)], m, m, id(m) in known, owner) for m in layers)
+    inside = {id(p) for m in layers for p in m.parameters()}
     constants = {Ref(name): p for name, p in net.named_parameters() if id(p) not in inside}
     style = "loop" if time_dim is None else "step"
     why = f"{refusal.field} {refusal.value}: {refusal.why}"
-    network = Whole(net, framework, owner, stages, style=style, why=why, constants=constants)
+    network = AsItStands(net, framework, owner, stages, style=style, why=why, constants=constants)
     x = sample if time_dim is None else sample.movedim(time_dim, 0)
-    return _seen(network, x, leaves)
+    return _seen(network, x, layers)
 
 
 def _stage(path: str, held: nn.Module, inner: nn.Module, neuron: bool, owner: Any) -> Stage:
@@ -162,7 +115,7 @@ def _stage(path: str, held: nn.Module, inner: nn.Module, neuron: bool, owner: An
     return Stage(path, held, inner, neuron, own)
 
 
-def of_graph(graph: Recorded, sample: Any, time_dim: int | None) -> Whole:
+def of_graph(graph: Recorded, sample: Any, time_dim: int | None) -> AsItStands:
     """A network that is a graph, but for neurons that are called several times in a step, as one to be run.
 
     Raises:
@@ -180,7 +133,7 @@ def of_graph(graph: Recorded, sample: Any, time_dim: int | None) -> Whole:
     return replace(network, why=why, graph=graph, unused=(), constants=constants, loops=loops)
 
 
-def _seen(network: Whole, x: Tensor, layers: Sequence[nn.Module]) -> Whole:
+def _seen(network: AsItStands, x: Tensor, layers: Sequence[nn.Module]) -> AsItStands:
     """The network with what a recording of it shows. Raises `ConversionError` where chance has a part in it."""
     counts: Counter[int] = Counter()
     most, branches, direct = 0, False, set[str]()
@@ -207,7 +160,7 @@ def _seen(network: Whole, x: Tensor, layers: Sequence[nn.Module]) -> Whole:
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def write(network: Whole, order: Order) -> tuple[Whole, Notes]:
+def write(network: AsItStands, order: Order) -> tuple[AsItStands, Notes]:
     """The copy of the network with the target's layers in it, and the notes of each neuron's build.
 
     Raises:
@@ -255,7 +208,7 @@ def _of_target(source: Stage, held: nn.Module, layer: nn.Module, owner: Any) -> 
     return stage
 
 
-def _write_graph(network: Whole, graph: Recorded, order: Order) -> tuple[Whole, Notes]:
+def _write_graph(network: AsItStands, graph: Recorded, order: Order) -> tuple[AsItStands, Notes]:
     """The target of a network that is a graph, to be run."""
     written, notes = writing.write(graph, order)
     own = adapter(order.to)
@@ -284,7 +237,7 @@ def _names(stage: Stage, layer: nn.Module, to: str) -> Mapping[str, str]:
 # ---- running ---------------------------------------------------------------------------------------------------------
 
 
-def check_second_call(source: Whole, target: Whole, x: Tensor) -> None:
+def check_second_call(source: AsItStands, target: AsItStands, x: Tensor) -> None:
     """Both called twice in a row must agree in the second call as they do in the first.
 
     Raises:
@@ -303,6 +256,7 @@ def check_second_call(source: Whole, target: Whole, x: Tensor) -> None:
 
 
 def _same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    """The same numbers, tensor by tensor."""
     return len(a) == len(b) and all(x.shape == y.shape and torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,29 +14,13 @@ from tracetorch.adapters.networks.around import around, needed
 from tracetorch.adapters.networks.graphs import Builder, Names, Part, Plan, live, refusal
 from tracetorch.adapters.networks.recording import Event, Held, In, Out, Tape, Unknown
 from tracetorch.adapters.networks.rolling import Before, Cut, Here, Rolled, Steps
+from tracetorch.adapters.networks.states import states_of
 from tracetorch.core.graph import Node, Ref, State, leaves, rewrite
-
-# The states that a neuron of a framework takes after its input and returns after its output, by the names of a spec.
-RETURNED: Mapping[str, tuple[str, ...]] = {
-    "Leaky": ("v_mem",),
-    "Lapicque": ("v_mem",),
-    "Synaptic": ("i_syn", "v_mem"),
-    "Alpha": ("i_exc", "i_inh", "v_mem"),
-    "RLeaky": ("spikes", "v_mem"),
-    "RSynaptic": ("spikes", "i_syn", "v_mem"),
-}
-
-
-def _states_of(event: Event) -> tuple[str, ...]:
-    for cls in type(event.target).__mro__:
-        if cls.__name__ in RETURNED:
-            return RETURNED[cls.__name__]
-    return ()
 
 
 def _place(event: Event, state: str) -> int:
     """Where a layer's result has a state; the first is its spikes."""
-    shown = [name for name in _states_of(event) if name != "spikes"]
+    shown = [name for name in states_of(event.target) if name != "spikes"]
     return 0 if state == "spikes" else 1 + shown.index(state)
 
 
@@ -89,7 +73,7 @@ class _Step:
             self.values[Here(k)] = Ref(name)
             return
         self.values[Here(k, (0,))] = Ref(name)
-        for state in _states_of(event):
+        for state in states_of(event.target):
             if state != "spikes" and _place(event, state) < len(event.result):
                 self.values[Here(k, (_place(event, state),))] = State(name, state)
 
@@ -139,9 +123,9 @@ class _Step:
     def neuron(self, k: int, event: Event, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """The input alone, after seeing that the states handed in are the layer's own of the step before."""
         path = self.builder.paths[id(event.target)] or "0"
-        handed, values = list(args[1:]) + list(kwargs.values()), event.values[1:]
-        names = _states_of(event)
-        for j, leaf in enumerate(handed, start=1):
+        given, values = list(args[1:]) + list(kwargs.values()), event.values[1:]
+        names = states_of(event.target)
+        for j, leaf in enumerate(given, start=1):
             if leaf is None:
                 continue
             state = names[j - 1] if j <= len(names) else "state"

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tracetorch.adapters.base import Adapter, Building, ConversionError
+from tracetorch.adapters.base import Adapter, ConversionError
+from tracetorch.adapters.networks.inside import AdapterOfInside
 from tracetorch.adapters.registry import adapter, framework_of
 from tracetorch.core.spec import NeuronSpec
 
@@ -76,15 +77,14 @@ def owner_of(neurons: list[nn.Module], base: Adapter) -> Any:
     return WholeAdapter(base) if whole else base
 
 
-class WholeAdapter:
+class WholeAdapter(AdapterOfInside):
     """An adapter of these layers in a network: as `Adapter`; its modules are called with [T, B, ...]."""
 
-    STEPPED = False
     TIME_FIRST = True
 
     def __init__(self, base: Adapter) -> None:
-        self.base = base
-        self.NAME = base.NAME
+        super().__init__(base)
+        self.STEPPED = False
 
     def is_neuron(self, module: nn.Module) -> bool:
         """One of these layers."""
@@ -108,15 +108,3 @@ class WholeAdapter:
     def trace(self, layer: nn.Module, xs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """As `Adapter.trace`."""
         return self.base.trace(neuron(layer), xs)
-
-    def build(self, spec: NeuronSpec, building: Building) -> nn.Module:
-        """As the framework's own."""
-        return self.base.build(spec, building)
-
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """As it is: it is called with [T, B, ...]."""
-        return module
-
-    def assemble(self, modules: Mapping[str, nn.Module], emit_state: bool) -> nn.Module:
-        """Not used: a network of these is no target."""
-        return self.base.assemble(modules, emit_state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,17 +17,12 @@ from tracetorch.adapters.networks.chain import linked
 from tracetorch.adapters.networks.graphs import Part, Plan
 from tracetorch.adapters.networks.network import Network, Stage
 from tracetorch.adapters.networks.recorded import Recorded, frame_of, graph_of, network_of
-from tracetorch.adapters.registry import adapter, adapter_of, framework_of
+from tracetorch.adapters.networks.states import attribute
+from tracetorch.adapters.registry import ALONE, adapter, adapter_of, framework_of
 from tracetorch.core.composition import Composition
 from tracetorch.core.graph import Graph, Loop, State, rewrite, stepped
 
 Notes = dict[str, Sequence[Note]]
-
-# The attribute of a layer that holds a state, where it is not the state's own name.
-_ATTRIBUTES: Mapping[str, Mapping[str, str]] = {
-    "tracetorch": {},
-    "snntorch": {"v_mem": "mem", "i_syn": "syn", "i_exc": "syn_exc", "i_inh": "syn_inh", "spikes": "spk"},
-}
 
 # A layer of sinabs forgets its feedback, and nothing else, between two calls.
 _FORGETS = {
@@ -147,6 +142,8 @@ def _write_recorded(network: Recorded, order: Order) -> tuple[Network, Notes]:
     for stage in network.stages:
         if stage.neuron and stage.name not in made:
             made[stage.name] = build_neuron(stage, order, notes)
+    if order.to in ALONE:
+        adapter(order.to).assemble(OrderedDict(), False)  # which says so
     others = {path: module for path, module in plan.modules.items() if path not in made}
     memo = _memo(list(others.values()), order.share)
     if order.share:
@@ -161,15 +158,12 @@ def _write_recorded(network: Recorded, order: Order) -> tuple[Network, Notes]:
 
 def _stepped_target(network: Recorded, plan: Plan, to: str) -> Recorded:
     """A network of a framework whose layers take one step per call: a `Graph`, or a `Loop` of one."""
-    names = _ATTRIBUTES[to]
 
-    def attribute(leaf: Any) -> Any:
-        return State(leaf.name, names.get(leaf.attribute, leaf.attribute)) if isinstance(leaf, State) else leaf
+    def held(leaf: Any) -> Any:
+        return State(leaf.name, attribute(to, leaf.attribute)) if isinstance(leaf, State) else leaf
 
-    nodes = tuple(
-        n._replace(args=rewrite(n.args, attribute), kwargs=rewrite(dict(n.kwargs), attribute)) for n in plan.step.nodes
-    )
-    shown = replace(plan, step=Part(plan.step.inputs, nodes, rewrite(plan.step.output, attribute)))
+    nodes = tuple(n._replace(args=rewrite(n.args, held), kwargs=rewrite(dict(n.kwargs), held)) for n in plan.step.nodes)
+    shown = replace(plan, step=Part(plan.step.inputs, nodes, rewrite(plan.step.output, held)))
     root: nn.Module
     if network.style == "step":
         root = graph_of(shown.step, shown)

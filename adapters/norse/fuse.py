@@ -16,7 +16,7 @@ from norse.torch.module.sequential import SequentialState
 from norse.torch.module.snn import SNN, SNNCell, SNNRecurrent, SNNRecurrentCell
 from torch import Tensor, nn
 
-from tracetorch.adapters.fusing.twin import Recipe, Twin, check_unroll, hooked
+from tracetorch.adapters.fusing.twin import Recipe, Twin, check_unroll, hooked, stacked
 from tracetorch.adapters.networks import modules as known
 from tracetorch.fused.reads import read
 
@@ -110,6 +110,7 @@ class NetworkTwin(Twin):
         """One call per step: the outputs stacked over time, and the last states.
 
         Layer by layer, each over all steps: stateless ones once per step, so that their bits are those of the calls.
+        With `return_hidden` the outputs are a list, one tensor a layer.
 
         Args:
             xs: [T, B, ...] (`time_dim=0`) or [B, T, ...] (`time_dim=1`).
@@ -120,12 +121,13 @@ class NetworkTwin(Twin):
         """
         check_unroll(self, xs, time_dim)
         network: Any = self
-        if hooked(self) or network.return_hidden or any(hooked(child) or not _folds(child) for child in network):
+        children = list(network)
+        if hooked(self) or network.return_hidden or any(hooked(m) or not _folds(m, children) for m in children):
             outputs = []
             for x in xs.unbind(time_dim):
                 output, state = self(x, state)
                 outputs.append(output)
-            return torch.stack(outputs, time_dim), state
+            return stacked(outputs, time_dim), state
         state = [None] * len(network) if state is None else state
         xs = xs.movedim(time_dim, 0)
         for index, child in enumerate(network):
@@ -136,10 +138,14 @@ class NetworkTwin(Twin):
         return xs.movedim(0, time_dim), state
 
 
-def _folds(module: nn.Module) -> bool:
-    """Whether all steps may go through a module before the next one sees the first: nothing but order is shared."""
-    chance = module.training and isinstance(module, known.DROPOUT)
-    return isinstance(module, CellTwin) or (known.is_known(module) and not chance)
+def _folds(module: nn.Module, network: Sequence[nn.Module]) -> bool:
+    """Whether all steps may go through a module before the next one sees the first: its order of steps is all it needs.
+
+    Not dropout in training, which shares its random numbers, nor a batch norm whose statistics two places update.
+    """
+    twice = sum(child is module for child in network) > 1
+    modal = module.training and isinstance(module, known.MODAL if twice else known.DROPOUT)
+    return isinstance(module, CellTwin) or (known.is_known(module) and not modal)
 
 
 class LiftTwin(Twin):
@@ -152,7 +158,7 @@ class LiftTwin(Twin):
         layer: Any = self
         inner = layer.lifted_module
         xs, state = x if isinstance(x, tuple) else (x, None)
-        if isinstance(inner, (CellTwin, NetworkTwin)) and layer.is_stateful and not hooked(inner) and len(xs) > 0:
+        if isinstance(inner, (CellTwin, NetworkTwin)) and not hooked(inner) and len(xs) > 0:
             return inner.unroll(xs, state=state)
         return Lift.forward(layer, x)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -16,6 +15,7 @@ from tracetorch.adapters.pipelines.conventions import Convention
 from tracetorch.adapters.pipelines.probe import Probe, Seam
 from tracetorch.adapters.pipelines.stage import Stage
 from tracetorch.adapters.pipelines.states import keeps
+from tracetorch.adapters.registry import is_brainstate
 from tracetorch.adapters.stateful import SeamError
 from tracetorch.core import recomputation
 from tracetorch.core.model import Model
@@ -71,7 +71,7 @@ class Pipeline(Model):
             module, how = module.module, module.convention
         if how is not None and not isinstance(how, Convention):
             raise TypeError(f"Pipeline: stage {k} is a tuple; use adapters.stage(module, kind=...)")
-        if _is_brainstate(module):
+        if is_brainstate(module):
             from tracetorch.adapters.jax.stage import JaxStage
 
             module = JaxStage(module, dt=self.dt)
@@ -114,8 +114,10 @@ class Pipeline(Model):
 
     def _check_input(self, xs: Any) -> None:
         if not isinstance(xs, Tensor) or not xs.is_floating_point():
-            found = xs.dtype if isinstance(xs, Tensor) else type(xs).__name__
-            raise SeamError(f"{self._seam(0)}: the input is {found}. Remedy: a floating point tensor, x.float()")
+            tensor = isinstance(xs, Tensor)
+            found = xs.dtype if tensor else type(xs).__name__
+            remedy = "x.float()" if tensor else "torch.as_tensor(x, dtype=torch.float32)"
+            raise SeamError(f"{self._seam(0)}: the input is {found}. Remedy: a floating point tensor, {remedy}")
         if xs.ndim < 2:
             wanted = "[T, B, ...]" if self.time_dim == 0 else "[B, T, ...]"
             raise SeamError(f"{self._seam(0)}: the input has shape {list(xs.shape)}; needed is {wanted}")
@@ -297,12 +299,6 @@ def _twin(module: nn.Module) -> nn.Module:
     hidden: Any = module.state_names
     shared = [*module.parameters(), *(b for name, b in module.named_buffers() if name not in hidden)]
     return copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
-
-
-def _is_brainstate(module: Any) -> bool:
-    return "brainstate" in sys.modules and "brainstate" in {
-        cls.__module__.split(".")[0] for cls in type(module).__mro__
-    }
 
 
 def _own_buffers(stage: Stage) -> Iterator[tuple[str, Tensor]]:

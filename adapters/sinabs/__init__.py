@@ -8,7 +8,7 @@ Equations, alpha = exp(-1/tau) or the trained alpha itself, input [B, T, ...]:
     ALIF i as above, with norm_input times 1-alpha_mem and kept so;   v = alpha_mem*v + i;   theta = b0 + adapt_scale*b
          s, v with theta in the place of the threshold;   b = alpha_adapt*b + (1-alpha_adapt)*s
 
-Reading is in `sinabs_read`, building in `sinabs_build`, subclasses and callables of ours in `sinabs_layers`.
+Reading is in `read.py`, building in `build.py`, subclasses and callables of ours in `layers.py`.
 """
 
 from __future__ import annotations

@@ -226,13 +226,13 @@ class LIF(_Faithful, sl.LIF):
         if self.synapse == "add_then_decay" or self._alpha_syn is None:
             output: Tensor = super().forward(input_data)
             return output
-        currents = self._filtered(input_data)
+        currents, last = self._filtered(input_data)
         output = super().forward(currents)
-        self.i_syn = currents[:, -1]
+        self.i_syn = last  # no view: sinabs's `reset_states` detaches in place
         return output
 
-    def _filtered(self, input_data: Tensor) -> Tensor:
-        """The currents of the synapse before sinabs's own step, from the state `i_syn` on."""
+    def _filtered(self, input_data: Tensor) -> tuple[Tensor, Tensor]:
+        """The currents of the synapse before sinabs's own step, from the state `i_syn` on, and the last of them."""
         shape = (input_data.shape[0], *input_data.shape[2:])
         if not self.is_state_initialised() or not self.state_has_shape(shape):
             self.init_state_with_shape(shape)
@@ -243,7 +243,7 @@ class LIF(_Faithful, sl.LIF):
         for x in added.unbind(1):
             current = alpha * current + x
             currents.append(current)
-        return torch.stack(currents, 1)
+        return torch.stack(currents, 1), current
 
     @property
     def _alpha_syn(self) -> Tensor | None:

@@ -12,7 +12,7 @@ detached:
     spk = [mem > theta] * graded_spikes_factor
     reset_delay=False (Leaky, Synaptic): d = [mem > theta] - r;  subtract: mem - d*theta;  zero: mem - d*mem
 
-Reading is in `snntorch_read`, building in `snntorch_build`, subclasses of ours in `snntorch_layers`.
+Reading is in `read.py`, building in `build.py`, subclasses of ours in `layers.py`.
 """
 
 from __future__ import annotations

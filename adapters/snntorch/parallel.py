@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.adapters.base import readable
-from tracetorch.adapters.snntorch.surrogates import surrogate_of
+from tracetorch.adapters.snntorch.surrogates import without_reset
 from tracetorch.core.spec import NeuronSpec, Parameter, SpecError
 
 
@@ -65,15 +65,10 @@ class ParallelNeuron(nn.Module):
         if rnn.num_layers != 1 or rnn.nonlinearity != "relu" or rnn.bidirectional:
             raise SpecError(f"rnn={rnn}: only the nn.RNN that LeakyParallel makes can be read")
         decay = torch.diagonal(hidden.detach()).cpu().numpy().copy()
-        surrogate, strict = surrogate_of(layer)
         return NeuronSpec(
             form="snntorch.LeakyParallel",
-            comparison=">" if strict else ">=",
-            reset="none",
-            reset_timing="next_step_after_decay",
-            reset_gradient="detached",
             clamp="before_spikes",
-            surrogate=surrogate,
+            **without_reset(layer),
             parameters={
                 "mem_decay": Parameter(decay, hidden.requires_grad),
                 "threshold": readable(layer, "threshold"),

@@ -15,7 +15,7 @@ from tracetorch.adapters.base import original, readable
 from tracetorch.adapters.snntorch.computed import Computed
 from tracetorch.adapters.snntorch.layers import Leaky, StateLevels, Synaptic
 from tracetorch.adapters.snntorch.parallel import ParallelNeuron
-from tracetorch.adapters.snntorch.surrogates import surrogate_of
+from tracetorch.adapters.snntorch.surrogates import surrogate_of, without_reset
 from tracetorch.core.spec import NeuronSpec, Parameter, SpecError
 
 _OURS = (Leaky, Synaptic)
@@ -159,33 +159,23 @@ def state_leaky(layer: Any, values: dict[str, Parameter]) -> NeuronSpec:
             "learn_graded_spikes_factor=True: StateLeaky multiplies its spikes by it twice (1.0.0), and no parameter "
             "of another neuron trains like that; use learn_graded_spikes_factor=False"
         )
-    surrogate, strict = surrogate_of(layer)
     scale = (factor * factor).detach().to(torch.get_default_dtype() if not factor.is_floating_point() else factor.dtype)
     return NeuronSpec(
         form="snntorch.StateLeaky",
-        comparison=">" if strict else ">=",
-        reset="none",
-        reset_timing="next_step_after_decay",
-        reset_gradient="detached",
-        surrogate=surrogate,
+        **without_reset(layer),
         parameters={**values, "spike_scale": Parameter(scale.cpu().numpy())},
     )
 
 
 def _delta_leaky(layer: Any, values: dict[str, Parameter]) -> NeuronSpec:
     """Of its options it computes beta, unclamped, delta_threshold and spike_grad; the others have no part in it."""
-    surrogate, strict = surrogate_of(layer)
     if "threshold" not in values:
         delta = np.asarray(layer.delta_threshold, dtype=values["mem_decay"].value.dtype)
         values = {**values, "threshold": Parameter(delta)}
     return NeuronSpec(
         form="snntorch.DeltaLeaky",
-        comparison=">" if strict else ">=",
-        reset="none",
-        reset_timing="next_step_after_decay",
-        reset_gradient="detached",
         spike_test="change",
-        surrogate=surrogate,
+        **without_reset(layer),
         parameters=values,
     )
 

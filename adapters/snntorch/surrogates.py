@@ -47,3 +47,15 @@ def surrogate_of(layer: Any) -> tuple[Surrogate, bool]:
         f"spike_grad={function!r}: only snntorch.surrogate's {', '.join(SURROGATES)} and custom_surrogate can be read; "
         "a function of your own decides the spikes too, which no other framework knows: tt.fuse traces it as it is"
     )
+
+
+def without_reset(layer: Any) -> dict[str, Any]:
+    """The fields of a spec whose neuron fires as the layer does, and is never reset."""
+    surrogate, strict = surrogate_of(layer)
+    return {
+        "comparison": ">" if strict else ">=",
+        "reset": "none",
+        "reset_timing": "next_step_after_decay",
+        "reset_gradient": "detached",
+        "surrogate": surrogate,
+    }

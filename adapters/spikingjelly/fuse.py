@@ -30,6 +30,10 @@ _METHODS = ("single_step_functional_forward", "multi_step_functional_forward", "
 
 
 def _step(layer: Any, x: Tensor, states: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    # Quirk of 2.0.0: with a w of no dimension the whole step is one registered operation, the sigmoid of w within it,
+    # where torch cannot compute it beforehand. With a w of one element it is ordinary operations, and the same bits.
+    if isinstance(layer, neuron.ParametricLIFNode) and layer.w.ndim == 0:
+        layer._parameters["w"] = layer.w.reshape(1)  # the layer is a copy
     outputs, after = layer.single_step_functional_forward((x,), tuple(states.values()))
     if len(outputs) != 1:
         raise TypeError(f"{type(layer).__name__}: a step returns {len(outputs)} outputs, not one")
@@ -57,13 +61,12 @@ class NodeTwin(Twin):
         if plain and not args and not kwargs and getattr(layer, "_neuron_precision", None) is None:
             states = layer.materialize_states((x_seq,), tuple(layer._memories.values()), "m")
             first = dict(zip(layer._memories, states, strict=True))
-            kept = list(first)[:1] if getattr(layer, "store_v_seq", False) else []
+            kept = ("v",) if layer.store_v_seq else ()
             result = self.run_sequence(x_seq, 0, first, kept)
         if result is None:
             return super().multi_step_forward(x_seq, *args, **kwargs)  # type: ignore[misc]
         layer._memories.update(result.last)
-        if isinstance(self, BaseNode):
-            layer.v_seq = result.recorded[kept[0]] if kept else None
+        layer.v_seq = result.recorded.get("v")
         return result.outputs
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from types import MappingProxyType
 
+from tracetorch.adapters.registry import imported
 from tracetorch.conformance.protocol import Subject
 
 # name -> (module, class, its arguments, one line)
@@ -67,5 +67,5 @@ def subject(name: str) -> Subject:
     if name not in _TABLE:
         raise ValueError(f"subject {name!r} is not known; known: {', '.join(_TABLE)}")
     module, cls, arguments, _ = _TABLE[name]
-    make: Callable[..., Subject] = getattr(import_module(f"{__name__}.{module}"), cls)
+    make: Callable[..., Subject] = getattr(imported(f"{__name__}.{module}", module), cls)
     return make(*arguments)

@@ -257,7 +257,8 @@ class Layer(nn.Module):
             for name in names:
                 recorded[name].append(getattr(self, name))
         if not outputs:
-            return torch.empty_like(sequences[0]), {name: torch.empty_like(sequences[0]) for name in names}
+            empty = tuple(torch.empty_like(sequences[0]) for _ in self.output_names)
+            return empty[0] if len(empty) == 1 else empty, {name: torch.empty_like(sequences[0]) for name in names}
         if isinstance(outputs[0], tuple):
             stacked: Any = tuple(torch.stack(series, time_dim) for series in zip(*outputs, strict=True))
         else:

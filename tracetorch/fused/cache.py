@@ -24,7 +24,7 @@ def folder() -> Path:
     """`$TRACETORCH_CACHE`, or `tracetorch` in the user's cache folder."""
     given = os.environ.get("TRACETORCH_CACHE")
     if given:
-        return Path(given)
+        return Path(given).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tracetorch"
 
 
@@ -114,11 +114,24 @@ def entry(
         again: what `make` may raise where the folder is to blame: it is then called again, in a folder of the process's
             own, and what it raises there is raised here.
     """
-    key = hashlib.sha256(content.encode()).hexdigest()[:32]
-    within = folder()
-    if not _usable(within):
+    key = _key(content)
+    within: Path | None
+    try:
+        within = folder()
+    except RuntimeError:  # a user without a home
+        within = None
+    if within is None or not _usable(within):
         within = private_folder()
     try:
         return _entry(within, key, suffix, make)
     except again:
         return _entry(private_folder(), key, suffix, make)
+
+
+def private_entry(content: str, suffix: str, make: Callable[[Path], None]) -> Path:
+    """As `entry`, in the folder of this process alone."""
+    return _entry(private_folder(), _key(content), suffix, make)
+
+
+def _key(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()[:32]

@@ -85,9 +85,14 @@ def _cpu(cc: str | None, path: str | None) -> bool:
 
 @cache
 def _cuda() -> bool:
+    """Whether Triton's kernels run on CUDA tensors here; why not is said once."""
     from tracetorch.fused import launch_triton
 
-    return launch_triton.unavailable() is None
+    reason = launch_triton.unavailable()
+    if reason is not None:
+        text = f"{reason}: layers on CUDA run step by step in torch, with the same results"
+        warnings.warn(text, FuseWarning, stacklevel=2)
+    return reason is None
 
 
 def automatic(device: str) -> str:

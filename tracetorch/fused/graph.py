@@ -214,6 +214,13 @@ def prune(graph: Graph) -> Graph:
     return Graph(graph.inputs, nodes, tuple((name, Ref(place[ref.index])) for name, ref in graph.outputs))
 
 
+def used(graph: Graph) -> set[str]:
+    """Names of the inputs that the outputs need; one that is passed through unchanged is needed."""
+    refs = [ref.index for _, ref in graph.outputs]
+    refs += [a.index for node in graph.nodes for a in node.args if isinstance(a, Ref)]
+    return {graph.inputs[index][0] for index in refs if index < len(graph.inputs)}
+
+
 def narrowed(graph: Graph, inputs: Sequence[str]) -> Graph:
     """The same graph with these inputs only, in this order; the others may not be used.
 

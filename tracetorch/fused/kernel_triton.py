@@ -4,11 +4,13 @@ Layout: elements (b, n), b < B, n < N, n contiguous; time and batch by strides, 
 same kernel. A program runs one block of elements through all steps, its states in registers. Offsets are a scalar of 64
 bits and a place in the block. A parameter has a stride for b and one for n, of which either may be 0.
 
-The step and its vector-Jacobian product are functions of their own, inlined by the compiler. The input of AHEAD steps
-is loaded before their arithmetic. The forward kernel saves the states before every CHUNK-th step. The backward kernel
-takes UNROLL steps at a time, last ones first: from the saved states before them it runs to the first of the UNROLL,
-keeps the states of these in registers, and goes back through them; the T % UNROLL last steps of all go one by one.
-Gradients of parameters are summed over time per element, in the order of the steps.
+The step and its vector-Jacobian product are functions of their own, inlined by the compiler. Rows are read a group of
+steps ahead: while a group is computed, whose rows are in registers, those of the next one are on their way. Where too
+few elements fill no GPU, so that nothing else is done while one waits, rows FAR steps ahead are brought into its second
+cache too. The forward kernel takes AHEAD steps at a time, and the T % AHEAD last ones, whose rows it has by then, one
+by one; it saves the states before every CHUNK-th step. The backward kernel takes UNROLL steps at a time, last ones
+first: from the saved states before them it runs to the first of the UNROLL, keeps the states of these in registers, and
+goes back through them. Gradients of parameters are summed over time per element, in the order of the steps.
 
 This module writes text; launch_triton.py compiles and runs it.
 """
@@ -29,6 +31,14 @@ _MATHS = {
     "cuda": "from triton.language.extra import libdevice",
     "cpu": "from tracetorch.fused.interpreter_triton import libdevice",
 }
+
+# A block of addresses that can be read. It has no effect on any value.
+_PREFETCH = (
+    "@triton.jit",
+    "def prefetch(places):",
+    '    tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [places.to(tl.int64)], '
+    "dtype=tl.int32, is_pure=False, pack=1)",
+)
 
 
 def chunk(states: int) -> int:
@@ -86,9 +96,9 @@ class _Source:
     def head(self, name: str, pointers: Sequence[str], constants: Sequence[str]) -> list[str]:
         """The kernel's signature, its place, and its parameters."""
         integers = (*INTEGERS, *self.signature.strides)
-        # No value of theirs is compiled in: rows of a multiple of 16 elements, which are read in vectors, have UNIT=16.
-        plain = ", ".join(f'"{integer}"' for integer in integers)
-        lines = [f"@triton.jit(do_not_specialize=[{plain}])", f"def {name}("]
+        # No value of theirs is compiled in, nor where tensors begin: what is read in vectors has UNIT=4.
+        plain, places = (", ".join(f'"{each}"' for each in group) for group in (integers, pointers))
+        lines = [f"@triton.jit(do_not_specialize=[{plain}], do_not_specialize_on_alignment=[{places}])", f"def {name}("]
         lines += [f"    {pointer}," for pointer in pointers]
         lines += [f"    {integer}: tl.int64," for integer in integers]
         lines += [f"    {constant}: tl.constexpr," for constant in constants]
@@ -101,6 +111,7 @@ class _Source:
             "    n = (program % blocks) * BLOCK",
             "    e = tl.arange(0, BLOCK)",
             "    live = e < N - n",
+            *(["    inside = tl.where(live, e, 0)"] if self.device == "cuda" else []),
             "    at = b * N + n",
             "    start = b * by_b + n",
         ]
@@ -117,25 +128,28 @@ class _Source:
         """A name for every output that is not wanted."""
         return ["_"] * len(self.outputs)
 
-    def load_saved(self, indent: str) -> list[str]:
-        """The states before the chunk `c`."""
-        return [f"{indent}s_{s} = {load(f'saved_{s} + c * B * N + at + e')}" for s in self.states]
-
-    def load_group(self, indent: str, names: Sequence[str], prefix: str, count: str, t: str) -> list[str]:
+    def load_group(self, indent: str, names: Sequence[str], prefix: str, count: str, t: str, mask: str) -> list[str]:
         """The rows of several steps as tuples `<prefix><name>`, `t` being the step of the loop's `j`."""
         lines = [f"{indent}{prefix}{name} = ()" for name in names]
         lines.append(f"{indent}for j in tl.static_range({count}):")
-        return [*lines, *(f"{indent}    {prefix}{name} += ({load(row(name, t))},)" for name in names)]
+        return [*lines, *(f"{indent}    {prefix}{name} += ({load(row(name, t), mask)},)" for name in names)]
+
+    def prefetch(self, names: Sequence[str], count: str, far: str, t: str) -> list[str]:
+        """Bring rows of a later group, of which `far` is the first, into the GPU's second cache; `t` is that of `j`."""
+        if self.device != "cuda":
+            return []
+        lines = ["        if FAR > 0:", f"            far = {far}", f"            for j in tl.static_range({count}):"]
+        return [*lines, *(f"                prefetch({row(name, t, 'inside')})" for name in names)]
 
 
-def row(sequence: str, t: str) -> str:
+def row(sequence: str, t: str, e: str = "e") -> str:
     """The place of a step's block."""
-    return f"{sequence} + {t} * by_t + start + e"
+    return f"{sequence} + {t} * by_t + start + {e}"
 
 
-def load(place: str) -> str:
+def load(place: str, mask: str = "live") -> str:
     """A block from memory, 0 where there is no element."""
-    return f"tl.load({place}, mask=live, other=0.0)"
+    return f"tl.load({place}, mask={mask}, other=0.0)"
 
 
 def store(place: str, value: str) -> str:
@@ -144,37 +158,35 @@ def store(place: str, value: str) -> str:
 
 
 def _forward(source: _Source) -> list[str]:
-    lines = source.head("forward", source.signature.forward_pointers, ("BLOCK", "UNIT", "AHEAD", "CHUNK"))
+    constants = ("BLOCK", "UNIT", "AHEAD", "CHUNK", "FAR")
+    lines = source.head("forward", source.signature.forward_pointers, constants)
     lines += [f"    s_{s} = {load(f'first_{s} + at + e')}" for s in source.states]
     now = [f"now_{name}" for name in source.outputs]
 
-    def one_step(indent: str, t: str, inputs: Sequence[str]) -> list[str]:
-        found = [source.run_step(inputs, now)]
-        found += [store(row(name, t), value) for name, value in zip(source.outputs, now, strict=True)]
+    def one_step(indent: str) -> list[str]:
+        """Step `t + k`, its inputs already in registers."""
+        found = []
+        if source.states:
+            found += ["if k % CHUNK == 0:", f"    if saved_{source.states[0]} is not None:"]
+            found.append("        if (t + k) % CHUNK == 0:")
+            places = [f"saved_{s} + (t + k) // CHUNK * B * N + at + e" for s in source.states]
+            found += [f"            {store(place, f's_{s}')}" for place, s in zip(places, source.states, strict=True)]
+        found.append(source.run_step([f"all_{name}[k]" for name in source.inputs], now))
+        found += [store(row(name, "(t + k)"), value) for name, value in zip(source.outputs, now, strict=True)]
         for s in source.states:
             found.append(f"if record_{s} is not None:")
-            found.append(f"    {store(row(f'record_{s}', t), f's_{s}')}")
-        return [f"{indent}{line}" for line in found]
-
-    def save(indent: str, t: str) -> list[str]:
-        if not source.states:
-            return []
-        found = [f"if saved_{source.states[0]} is not None:", f"    if {t} % CHUNK == 0:"]
-        found += [f"        {store(f'saved_{s} + {t} // CHUNK * B * N + at + e', f's_{s}')}" for s in source.states]
+            found.append(f"    {store(row(f'record_{s}', '(t + k)'), f's_{s}')}")
         return [f"{indent}{line}" for line in found]
 
     lines.append("    t = T * 0")
-    lines.append("    while t + AHEAD <= T:")
-    lines += source.load_group(" " * 8, source.inputs, "all_", "AHEAD", "(t + j)")
-    lines.append("        for k in tl.static_range(AHEAD):")
-    if source.states:
-        lines += ["            if k % CHUNK == 0:", *save(" " * 16, "(t + k)")]
-    lines += one_step(" " * 12, "(t + k)", [f"all_{name}[k]" for name in source.inputs])
-    lines.append("        t += AHEAD")
-    lines.append("    while t < T:")
-    lines += save(" " * 8, "t")
-    lines += one_step(" " * 8, "t", [load(row(name, "t")) for name in source.inputs])
-    lines.append("        t += 1")
+    lines += source.load_group(" " * 4, source.inputs, "all_", "AHEAD", "j", "live & (j < T)")
+    lines += ["    while t + AHEAD <= T:", "        left = tl.minimum(T - t - AHEAD, AHEAD).to(tl.int32)"]
+    lines += source.load_group(" " * 8, source.inputs, "next_", "AHEAD", "(t + AHEAD + j)", "live & (j < left)")
+    lines += source.prefetch(source.inputs, "AHEAD", "tl.minimum(t + FAR, T - AHEAD)", "(far + j)")
+    lines += ["        for k in tl.static_range(AHEAD):", *one_step(" " * 12)]
+    lines += [f"        all_{name} = next_{name}" for name in source.inputs]
+    lines += ["        t += AHEAD", "    for k in tl.static_range(AHEAD):", "        if t + k < T:"]
+    lines += one_step(" " * 12)
     return [*lines, *(f"    {store(f'last_{s} + at + e', f's_{s}')}" for s in source.states)]
 
 
@@ -193,54 +205,52 @@ def _one_vjp(
     return lines
 
 
-def _one_back(source: _Source) -> list[str]:
-    """Steps that no group of UNROLL holds: each from the saved states before it, without memory for others."""
-    lines = ["    while end % UNROLL != 0:", "        t = end - 1", "        c = t // CHUNK"]
-    lines += source.load_saved(" " * 8)
-    if source.states:
-        lines.append("        k = c * CHUNK")
-        lines.append("        while k < t:")
-        rows = [load(row(name, "k")) for name in source.inputs]
-        lines.append(f"            {source.run_step(rows, source.unused())}")
-        lines.append("            k += 1")
-    inputs = [load(row(name, "t")) for name in source.inputs]
-    d_outputs = [load(row(f"d_{name}", "t")) for name in source.outputs]
-    lines += [f"        {line}" for line in _one_vjp(source, inputs, source.values, d_outputs, "t")]
-    return [*lines, "        end = t"]
-
-
 def _group_back(source: _Source) -> list[str]:
-    """UNROLL steps, their states in registers."""
-    lines = ["    while end > 0:", "        t = end - UNROLL", "        c = t // CHUNK"]
-    lines += source.load_saved(" " * 8)
-    before = [f"before_{name}[j]" for name in source.inputs]
-    inputs = [f"all_{name}[j]" for name in source.inputs]
+    """UNROLL steps, their states in registers, while the rows of the UNROLL before them are on their way.
+
+    The first group is past the end: nothing of it is a step, and the rows of the one before it are asked for.
+    """
     d_names = [f"d_{name}" for name in source.outputs]
+    rows = [*source.inputs, *d_names]
+    lines = [f"    all_{name} = ()" for name in rows]
+    lines.append("    for j in tl.static_range(UNROLL):")
+    lines += [f"        all_{name} += (tl.zeros([BLOCK], {TYPES[source.dtype]}),)" for name in rows]
+    lines += [f"    below_{s} = tl.zeros([BLOCK], {TYPES[source.dtype]})" for s in source.states]
+    lines += ["    t = (T + UNROLL - 1) // UNROLL * UNROLL", "    while t >= 0:"]
+    lines.append("        left = tl.where(t > 0, tl.minimum(T - t + UNROLL, UNROLL), 0).to(tl.int32)")
+    lines += source.load_group(" " * 8, rows, "next_", "UNROLL", "(t - UNROLL + j)", "live & (j < left)")
+    lines += [f"        s_{s} = below_{s}" for s in source.states]
+    for s in source.states:
+        place = f"saved_{s} + (t - UNROLL) // CHUNK * B * N + at + e"
+        lines.append(f"        below_{s} = {load(place, 'live & (left > 0)')}")
+    lines += source.prefetch(rows, "UNROLL", "tl.maximum(t - FAR, 0)", "tl.minimum(far + j, T - 1)")
     if source.states:
-        lines.append("        if UNROLL < CHUNK:")
-        lines.append("            k = c * CHUNK")
-        lines.append("            while k < t:")
-        lines += source.load_group(" " * 16, source.inputs, "before_", "UNROLL", "(k + j)")
+        before = [f"before_{name}[j]" for name in source.inputs]
+        lines += ["        if UNROLL < CHUNK:", "            k = t // CHUNK * CHUNK", "            while k < t:"]
+        lines += source.load_group(" " * 16, source.inputs, "before_", "UNROLL", "(k + j)", "live & (t < T)")
         lines.append("                for j in tl.static_range(UNROLL):")
         lines.append(f"                    {source.run_step(before, source.unused())}")
         lines.append("                k += UNROLL")
-    lines += source.load_group(" " * 8, [*source.inputs, *d_names], "all_", "UNROLL", "(t + j)")
+    inputs = [f"all_{name}[j]" for name in source.inputs]
     lines += [f"        h_{s} = (s_{s},)" for s in source.states]
     if source.states:
         lines.append("        for j in tl.static_range(UNROLL - 1):")
         lines.append(f"            {source.run_step(inputs, source.unused())}")
         lines += [f"            h_{s} += (s_{s},)" for s in source.states]
-    lines.append("        for j in tl.static_range(UNROLL - 1, -1, -1):")
+    lines.append("        steps = tl.minimum(T - t, UNROLL).to(tl.int32)")
+    lines += ["        for j in tl.static_range(UNROLL - 1, -1, -1):", "            if j < steps:"]
     kept = [f"h_{s}[j]" for s in source.states]
     back = _one_vjp(source, inputs, kept, [f"all_{name}[j]" for name in d_names], "(t + j)")
-    return [*lines, *(f"            {line}" for line in back), "        end = t"]
+    lines += [f"                {line}" for line in back]
+    lines += [f"        all_{name} = next_{name}" for name in rows]
+    return [*lines, "        t -= UNROLL"]
 
 
 def _backward(source: _Source) -> list[str]:
-    lines = source.head("backward", source.signature.backward_pointers, ("BLOCK", "UNIT", "UNROLL", "CHUNK"))
+    lines = source.head("backward", source.signature.backward_pointers, ("BLOCK", "UNIT", "UNROLL", "CHUNK", "FAR"))
     lines += [f"    l_{s} = {load(f'd_last_{s} + at + e')}" for s in source.states]
     lines += [f"    a_{p} = tl.zeros([BLOCK], {TYPES[source.dtype]})" for p in source.learned]
-    lines += ["    end = T", *_one_back(source), *_group_back(source)]
+    lines += _group_back(source)
     lines += [f"    {store(f'd_first_{s} + at + e', f'l_{s}')}" for s in source.states]
     return [*lines, *(f"    {store(f'd_given_{p} + at + e', f'a_{p}')}" for p in source.learned)]
 
@@ -258,6 +268,8 @@ def source(traced: Traced, signature: Signature, dtype: torch.dtype, device: str
     """
     parts = _Source(traced, signature, dtype, device)
     lines = ["import triton", "import triton.language as tl", _MATHS[device], "", "", *parts.step()]
+    if device == "cuda":
+        lines += ["", "", *_PREFETCH]
     if traced.vjp is not None:
         lines += ["", "", *parts.vjp()]
     lines += ["", "", *_forward(parts)]

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.fused import executor, launch_triton
+from tracetorch.fused.callers import hooks_on_all_modules, memory_is_all, untouched
 from tracetorch.fused.compiler import CompilerError
 from tracetorch.fused.executor import FuseWarning
-from tracetorch.fused.graph import GraphError
+from tracetorch.fused.graph import GraphError, used
 from tracetorch.fused.reads import Reads, read
 from tracetorch.fused.scan import Kernel, build, drawn, prepared, scan
 
@@ -31,9 +32,14 @@ class FuseError(RuntimeError):
 
 
 def _others(layer: Layer) -> dict[str, Tensor]:
-    """Every parameter and buffer beside the states and the declared parameters, by path."""
+    """Every parameter and buffer beside the states and the declared parameters, by path.
+
+    Without those of integers: a kernel reads floating point alone, so a step that reads one is refused by the tracer.
+    """
     hidden = {layer.raw_attribute(name) for name in layer.raw_forms} | set(layer.state_names)
-    return {path: t for path, t in (*layer.named_parameters(), *layer.named_buffers()) if path not in hidden}
+    # One tensor under two names stands twice: a step may read it by either.
+    found = (*layer.named_parameters(remove_duplicate=False), *layer.named_buffers(remove_duplicate=False))
+    return {path: t for path, t in found if path not in hidden and t.is_floating_point()}
 
 
 def _tensors(layer: Layer) -> dict[str, Tensor]:
@@ -87,7 +93,8 @@ def _kernel(
 
     inputs = layer.input_names
     names = (layer.state_names, tuple(tensors), learned)
-    kernel = build(step, *names, dtype, backward, backend, device, inputs, layer.output_names)
+    with untouched(layer, _OURS):
+        kernel = build(step, *names, dtype, backward, backend, device, inputs, layer.output_names)
     layer.kernels[key] = kernel
     return kernel
 
@@ -98,11 +105,14 @@ def _exporting(layer: Layer) -> bool:
 
 
 def _aligned(tensor: Tensor, layer: Layer, ndim: int) -> Tensor:
-    """A parameter of one value per neuron, shaped to broadcast against [B, ...] with the neurons at `layer.dim`."""
+    """A parameter, shaped to broadcast against [B, ...] with the neurons at `layer.dim`."""
     after = -1 - layer.dim if layer.dim < 0 else ndim - 1 - layer.dim
-    if layer.num_neurons is None or tensor.ndim != 1 or after == 0:
+    if layer.num_neurons is None or tensor.ndim == 0 or after == 0:
         return tensor
-    return tensor.reshape(-1, *([1] * after))
+    if tensor.ndim == 1:
+        return tensor.reshape(-1, *([1] * after))
+    # In the step the neurons are last.
+    return tensor.reshape(*[1] * (ndim - tensor.ndim), *tensor.shape).movedim(-1, layer.dim)
 
 
 def _check(name: str, xs: Tensor, time_dim: int, tensors: Mapping[str, Tensor], backend: str) -> torch.dtype:
@@ -145,7 +155,8 @@ class _Plan:
     reads: Reads
     element: torch.Size
     result: torch.dtype
-    others: tuple[Tensor, ...]
+    others: tuple[Tensor, ...]  # nought in the place of those of `unfit`
+    unfit: frozenset[str]
     kernels: dict[Any, Kernel]
 
 
@@ -175,16 +186,39 @@ def _plan(layer: Layer, xs: Tensor, time_dim: int, backend: str) -> _Plan:
         result = _check(type(layer).__name__, xs, time_dim, _tensors(layer), backend)
     example = _step_input(xs, time_dim)
     layer.check_input(example)
-    others = tuple(_others(layer).values())
-    plan = layer.kernels["plan"] = _Plan(call, _reads(layer), example.shape, result, others, {})
+    found = _others(layer)
+    unfit = frozenset(name for name, tensor in found.items() if not _fits(tensor, layer, example.shape))
+    others = tuple(xs.new_zeros(()) if name in unfit else tensor for name, tensor in found.items())
+    plan = layer.kernels["plan"] = _Plan(call, _reads(layer), example.shape, result, others, unfit, {})
     return plan
 
 
-def _states(layer: Layer, xs: Tensor, element: torch.Size) -> list[Tensor | None]:
+def _fits(tensor: Tensor, layer: Layer, element: torch.Size) -> bool:
+    """Whether a tensor broadcasts against one step; one that does not is none that the step computes with."""
+    shape = _aligned(tensor, layer, len(element)).shape
+    pairs = zip(reversed(shape), reversed(element), strict=False)
+    return len(shape) <= len(element) and all(size in (1, whole) for size, whole in pairs)
+
+
+def _refuse_unfit(layer: Layer, kernel: Kernel, unfit: frozenset[str], element: torch.Size) -> None:
+    graphs = [graph for graph in (kernel.traced.forward, kernel.traced.vjp) if graph is not None]
+    wrong = sorted(unfit & {name for graph in graphs for name in used(graph)})
+    if wrong:
+        raise FuseError(f"{type(layer).__name__}: {wrong[0]} does not broadcast against one step, {list(element)}")
+
+
+def _states(layer: Layer, xs: Tensor, element: torch.Size, result: torch.dtype) -> list[Tensor | None]:
     """The states before the sequence, at the start `first_state` or None, which is zero."""
     found: list[Tensor | None] = []
     for name in layer.state_names:
         state = layer._buffers[name]
+        if state is not None and not (
+            state.dtype in (xs.dtype, result) and state.device == xs.device and _ordinary(state)
+        ):
+            raise FuseError(
+                f"{type(layer).__name__}: the state {name} is {state.dtype} on {state.device} from the last call, the "
+                f"input {xs.dtype} on {xs.device}; convert one of them, or call reset_states()"
+            )
         if state is None:
             first = layer.first_state(name)
             state = None if first is None else (xs.new_zeros(element) + first).to(xs.dtype)
@@ -211,7 +245,7 @@ def unroll(
         _check_alike(layer, inputs)
     xs = inputs[0]
     plan = _plan(layer, xs, time_dim, backend)
-    states = _states(layer, xs, plan.element)
+    states = _states(layer, xs, plan.element, plan.result)
     values = [*[layer.value(name) for name in layer.raw_forms], *plan.others]
     if xs.dtype in _HALVES:
         inputs = [each.float() for each in inputs]
@@ -225,12 +259,13 @@ def unroll(
         names = (*layer.raw_forms, *_others(layer))
         tensors = dict(zip(names, values, strict=True))
         kernel = _kernel(layer, tensors, inputs[0].dtype, backward, backend, xs.device.type)
+        _refuse_unfit(layer, kernel, plan.unfit, plan.element)
         plan.kernels[backward, learned] = kernel
     if kernel.signature.draws:
         if plan.result in _HALVES:
             raise FuseError(f"{type(layer).__name__}: it draws random numbers of {plan.result}, which no kernel does")
         dim = layer.dim if layer.num_neurons is not None and len(plan.element) > 1 else -1
-        inputs = [*inputs, *drawn(kernel, inputs[0].contiguous(), time_dim, dim)]
+        inputs = [*inputs, *drawn(kernel, inputs[0], time_dim, dim)]
     aligned = [_aligned(value, layer, len(plan.element)) for value in values]
     outputs, last, recorded = scan(kernel, inputs, time_dim, states, aligned, record)
     if plan.result is not inputs[0].dtype:
@@ -239,14 +274,13 @@ def unroll(
     return outputs, dict(zip(layer.state_names, recorded, strict=False))
 
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
 def _per_step(layer: Layer) -> str:
     """Why every step of a layer has to be a call of its own; "": it has not."""
     for module in layer.modules() if layer._modules else (layer,):
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
             return "a hook wants every step's call"
+    if hooks_on_all_modules():
+        return "a hook on all modules wants every step's call"
     if "forward" in layer.__dict__ or not getattr(type(layer).forward, "elementwise_step", False):
         return "its forward is its own, and may be more than its step"
     return ""
@@ -264,6 +298,11 @@ def attempt(layer: Layer, inputs: Sequence[Tensor], time_dim: int) -> Sequence[T
     if chosen in executor.COMPILED:
         if reason:
             raise FuseError(f"{type(layer).__name__}: {reason}; use tt.backend('eager') or 'auto'")
+        if not all(memory_is_all(xs) for xs in inputs):
+            raise FuseError(
+                f"{type(layer).__name__}: a kernel reads memory, past tensor subclasses, torch.func, forward-mode "
+                "differentiation, tracing and dispatch modes; use tt.backend('eager') or 'auto'"
+            )
         return unroll(layer, inputs, time_dim)[0]
     if chosen == "eager" or reason or not all(_ordinary(xs) for xs in inputs):
         return None
@@ -317,6 +356,8 @@ def _attempt_compiled(layer: Layer, inputs: Sequence[Tensor], time_dim: int) -> 
         return None
     example = _step_input(xs, time_dim)
     layer.check_input(example)
+    if not all(_fits(tensor, layer, example.shape) for tensor in tensors.values()):
+        return None
     states = [layer.state(state, example) for state in layer.state_names]
     aligned = [_aligned(tensor, layer, example.ndim) for tensor in tensors.values()]
     results = torch.ops.tracetorch.scan(name, time_dim, prepared(inputs, states, aligned, time_dim, example.shape))
@@ -327,9 +368,8 @@ def _attempt_compiled(layer: Layer, inputs: Sequence[Tensor], time_dim: int) -> 
 
 
 def _ordinary(xs: Tensor) -> bool:
-    """Whether a kernel may read the tensor's memory: no subclass, no transform of torch.func, no tracing."""
-    plain = type(xs) in (Tensor, nn.Parameter) and xs.layout is torch.strided and xs.dtype in (*_DTYPES, *_HALVES)
-    return plain and not (torch._C._is_tracing() or torch._C._are_functorch_transforms_active())
+    """Whether a kernel may take the tensor: of a dtype that it knows, and its memory all that there is to it."""
+    return xs.dtype in (*_DTYPES, *_HALVES) and memory_is_all(xs)
 
 
 def source(layer: nn.Module, backend: str, backward: bool = False, dtype: torch.dtype = torch.float32) -> str:

@@ -8,7 +8,7 @@ compiler looks at the layer.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,10 +48,43 @@ def _kernel(name: str) -> Kernel:
     return _KERNELS[name]
 
 
+def _as_kernels_take_them(kernel: Kernel, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors contiguous, which those of an exported program need not be.
+
+    Raises:
+        TypeError: one of another dtype than the kernel's, or on another device than the others.
+    """
+    for tensor in tensors:
+        if tensor.dtype is not kernel.dtype or tensor.device != tensors[0].device:
+            raise TypeError(
+                f"tracetorch::scan: a tensor is {tensor.dtype} on {tensor.device}, the kernel computes in "
+                f"{kernel.dtype} and here on {tensors[0].device}; convert the input, or compile or export anew"
+            )
+    return [tensor.contiguous() for tensor in tensors]
+
+
+def _given(kernel: Kernel, time_dim: int, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """What the kernel takes. Raises `TypeError` as `_as_kernels_take_them` does, and for another number or size."""
+    signature = kernel.signature
+    inputs, states = len(signature.inputs), len(signature.states)
+    if len(tensors) != inputs + states + len(signature.parameters):
+        raise TypeError(f"tracetorch::scan: {len(tensors)} tensors given, not those of {signature}")
+    shape = _scan.geometry(tensors[0].shape, time_dim)
+    one, element, whole = {1}, {shape.N, shape.B * shape.N}, tensors[0].numel()
+    allowed = [{whole}] * inputs + [{shape.B * shape.N}] * states + [one | element] * len(signature.parameters)
+    for tensor, sizes in zip(tensors, allowed, strict=True):
+        if tensor.numel() not in sizes:
+            raise TypeError(
+                f"tracetorch::scan: a tensor of shape {list(tensor.shape)} has not {sorted(sizes)} elements"
+            )
+    return _as_kernels_take_them(kernel, tensors)
+
+
 @torch.library.custom_op("tracetorch::scan", mutates_args=())
 def scan(name: str, time_dim: int, given: list[Tensor]) -> list[Tensor]:
     """Outputs, states after the last step, and the saved states, of a sequence; see `fused.scan.forward`."""
     kernel = _kernel(name)
+    given = _given(kernel, time_dim, given)
     results, _, saved = _scan.forward(kernel, time_dim, False, True, given)
     count = len(kernel.output_dtypes)
     saved = saved or [state.new_empty((0, *state.shape)) for state in results[count:]]
@@ -83,6 +116,8 @@ def scan_backward(
 ) -> list[Tensor]:
     """Gradients of the inputs, the first states and the learned parameters; see `fused.scan.backward`."""
     kernel = _kernel(name)
+    given = _given(kernel, time_dim, given)
+    grads, saved = _as_kernels_take_them(kernel, grads), _as_kernels_take_them(kernel, saved)
     signature = kernel.signature
     wanted = [True] * (len(signature.differentiable_inputs) + len(signature.states))
     found = _scan.backward(kernel, time_dim, wanted, grads, given, saved)

@@ -117,11 +117,11 @@ def limit(most: int | None = None) -> int:
     """The most bytes that wait for use; set to `most` if given. 0: nothing waits, every large tensor is the system's.
 
     Raises:
-        ValueError: a negative number.
+        ValueError: a negative number, or none of bytes.
     """
     if most is not None:
-        if most < 0:
-            raise ValueError(f"limit: {most} bytes; give 0 or more")
+        if isinstance(most, bool) or not isinstance(most, int) or most < 0:
+            raise ValueError(f"limit: {most!r} bytes; give a whole number, 0 or more")
         _POOL.most = most
         _POOL.trim(most)
     return _POOL.most
@@ -141,24 +141,33 @@ def waiting() -> int:
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """As `torch.empty` on the CPU: uninitialised, contiguous, an ordinary tensor. Large ones come from the pool.
 
-    With `torch.use_deterministic_algorithms(True)`, uninitialised memory is filled with NaN, as torch does.
+    A tensor of the pool cannot be made larger in place: torch raises, as for every tensor over given memory.
+
+    With `torch.use_deterministic_algorithms(True)`, uninitialised memory is filled with NaN (integers: their
+    largest number), as torch does.
     """
     count = math.prod(shape)
     wanted = count * dtype.itemsize
     if wanted < SMALLEST or _POOL.most == 0:
-        return torch.empty(tuple(shape), dtype=dtype)
+        return torch.empty(tuple(shape), dtype=dtype, device="cpu")
     try:
         block = _POOL.take(-(-wanted // _HUGE) * _HUGE)
     except OSError:  # out of memory: what waits may be what is missing; torch says how much it could not get
         release()
-        return torch.empty(tuple(shape), dtype=dtype)
+        return torch.empty(tuple(shape), dtype=dtype, device="cpu")
     array = block.array()
     weakref.finalize(array, _POOL.give, block).atexit = False
     tensor = torch.frombuffer(array, dtype=dtype, count=count).view(tuple(shape))
     poisoned: bool = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     if poisoned and torch.are_deterministic_algorithms_enabled():
-        tensor.fill_(float("nan"))
+        tensor.fill_(_poison(dtype))
     return tensor
+
+
+def _poison(dtype: torch.dtype) -> float:
+    if dtype.is_floating_point or dtype.is_complex:
+        return float("nan")
+    return 1 if dtype is torch.bool else torch.iinfo(dtype).max
 
 
 def empty_like(tensor: Tensor) -> Tensor:

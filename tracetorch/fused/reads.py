@@ -1,21 +1,25 @@
 """What a step can read from its layer: every tensor within reach, and every Python value, by path.
 
-A layer's attributes are walked through containers, configuration objects, functions' closures and submodules. Tensors
-become inputs of the traced step; everything else is the guard: a kernel serves as long as its guard is unchanged.
+A layer's attributes are walked through containers, configuration objects, functions' closures and submodules, and the
+user's own classes and functions through their attributes and globals. Tensors become inputs of the traced step;
+everything else is the guard: a kernel serves as long as its guard is unchanged.
 """
 
 from __future__ import annotations
 
 import types
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from operator import is_
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from tracetorch.fused.code_reads import attributes_of, function_of, globals_of, users_own
 
 _PLAIN = frozenset(
     {bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, torch.layout, type(...)}
@@ -77,11 +81,14 @@ class _Seen:
     """Everything mutable that a walk went through, and what was in it, by identity."""
 
     dicts: list[_Mapping] = field(default_factory=list)
-    lists: list[tuple[list[Any], list[Any]]] = field(default_factory=list)
+    lists: list[tuple[Any, list[Any]]] = field(default_factory=list)
     cells: list[tuple[Any, Any]] = field(default_factory=list)
     functions: list[tuple[types.FunctionType, Any, Any, Any]] = field(default_factory=list)
     tensors: list[tuple[Tensor, torch.dtype, torch.Size]] = field(default_factory=list)
-    constants: list[tuple[Tensor, Any]] = field(default_factory=list)
+    constants: list[tuple[Tensor, int, Any]] = field(default_factory=list)
+    arrays: list[tuple[Any, Any]] = field(default_factory=list)
+    names: list[tuple[Mapping[str, Any], str, Any]] = field(default_factory=list)  # of globals and of classes
+    default: torch.dtype = field(default_factory=torch.get_default_dtype)
     doubtful: bool = False  # something whose contents cannot be compared quickly
 
     def mapping(self, value: Mapping[Any, Any], skip: frozenset[str] = frozenset()) -> None:
@@ -89,7 +96,7 @@ class _Seen:
         self.dicts.append((value, skip, list(value), [item for item in value.items() if item[0] not in skip]))
 
     def unchanged(self) -> bool:
-        if self.doubtful:
+        if self.doubtful or torch.get_default_dtype() is not self.default:
             return False
         for mapping, skip, keys, items in self.dicts:
             now = list(mapping)
@@ -108,10 +115,30 @@ class _Seen:
         for f, code, defaults, named in self.functions:
             if f.__code__ is not code or f.__defaults__ is not defaults or f.__kwdefaults__ is not named:
                 return False
+        for scope, name, content in self.names:
+            if scope.get(name) is not content:
+                return False
+        for array, content in self.arrays:
+            if _bytes(array) != content:
+                return False
         for tensor, dtype, shape in self.tensors:
             if tensor.dtype is not dtype or tensor.shape != shape:
                 return False
-        return not self.constants or all(tensor.item() == value for tensor, value in self.constants)
+        return not self.constants or all(_holds(*constant) for constant in self.constants)
+
+
+def _writes(tensor: Tensor) -> int:
+    """How often a tensor on a GPU was written to, as far as torch counts; else -1.
+
+    Reading a value there waits for all of the GPU's work, and no CUDA graph captures it. Writes through `.data` are not
+    counted: a layer's configuration is not to be changed in that way.
+    """
+    return tensor._version if not (tensor.is_cpu or tensor.is_inference()) else -1
+
+
+def _holds(tensor: Tensor, writes: int, value: Any) -> bool:
+    """Whether a constant has its value still."""
+    return _writes(tensor) == writes >= 0 or bool(tensor.item() == value)
 
 
 class _Walk:
@@ -121,6 +148,7 @@ class _Walk:
         self.constants: list[Tensor] = []
         self.guard: list[Any] = []
         self.seen: dict[int, str] = {}
+        self.classes: set[int] = set()
         self.kept = _Seen()
         self.odd = ""
 
@@ -130,10 +158,8 @@ class _Walk:
             # nan is unequal to itself, and 1 == True == 1.0
             self.guard.append((path, kind, value if value == value else repr(value)))
             return
-        if id(value) in self.seen:
-            self.guard.append((path, self.seen[id(value)]))
+        if not self._new(path, value):
             return
-        self.seen[id(value)] = path
         if isinstance(value, Tensor):
             self._tensor(path, value)
         elif isinstance(value, nn.Module):
@@ -143,8 +169,11 @@ class _Walk:
             self.guard.append((path, kind, len(value)))
             for name, item in value.items():
                 self.visit(f"{path}.{name}" if isinstance(name, str) else f"{path}[{name!r}]", item)
-        elif isinstance(value, (list, tuple)):
-            if isinstance(value, list):
+        elif isinstance(value, (np.ndarray, set, bytearray)):
+            self.kept.arrays.append((value, _bytes(value)))
+            self.guard.append((path, kind, _bytes(value)))
+        elif isinstance(value, (list, tuple, deque)):
+            if not isinstance(value, tuple):
                 self.kept.lists.append((value, list(value)))
             self.guard.append((path, kind, len(value)))
             fields = getattr(value, "_fields", range(len(value)))
@@ -152,6 +181,14 @@ class _Walk:
                 self.visit(f"{path}.{name}", item)
         else:
             self._object(path, value)
+
+    def _new(self, path: str, value: Any) -> bool:
+        """Whether it was not met before; else the guard notes where."""
+        if id(value) in self.seen:
+            self.guard.append((path, self.seen[id(value)]))
+            return False
+        self.seen[id(value)] = path
+        return True
 
     def _remember(self, value: Mapping[Any, Any]) -> None:
         if type(value) in (dict, OrderedDict):
@@ -172,11 +209,12 @@ class _Walk:
             self.odd = self.odd or f"{path} is a tensor of {value.dtype}"
             return
         self.constants.append(value)
-        self.kept.constants.append((value, value.item()))
+        self.kept.constants.append((value, _writes(value), value.item()))
         self.guard.append((path, value.dtype, value.shape, value.item()))
 
     def _module(self, path: str, module: nn.Module) -> None:
         self.guard.append((path, type(module)))
+        self._class(type(module))
         within = f"{path}." if path else ""
         skip = frozenset() if path else self.skip
         self.kept.mapping(vars(module), skip | _INTERNAL)
@@ -191,13 +229,7 @@ class _Walk:
 
     def _object(self, path: str, value: Any) -> None:
         if isinstance(value, types.FunctionType):
-            self.guard.append((path, Same(value.__code__)))
-            self.kept.functions.append((value, value.__code__, value.__defaults__, value.__kwdefaults__))
-            self.kept.cells += [(cell, _content(cell)) for cell in value.__closure__ or ()]
-            for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
-                self.visit(f"{path}.{name}", _content(cell))
-            for k, default in enumerate((*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())):
-                self.visit(f"{path}.default{k}", default)
+            self._function(path, value, self.visit)
         elif isinstance(value, types.MethodType):
             self.visit(f"{path}.function", value.__func__)
             self.visit(f"{path}.self", value.__self__)
@@ -206,15 +238,68 @@ class _Walk:
                 self.visit(f"{path}.{name}", getattr(value, name))
         elif isinstance(value, type) or not hasattr(value, "__dict__"):
             self.guard.append((path, Same(value)))
+            self._class(value if isinstance(value, type) else type(value))
             slots = [] if isinstance(value, type) else _slots(type(value))
             self.kept.doubtful = self.kept.doubtful or bool(slots)
             for name in slots:
                 self.visit(f"{path}.{name}", getattr(value, name, None))
         else:
             self.guard.append((path, type(value)))
+            self._class(type(value))
             self._remember(vars(value))
             for name, item in vars(value).items():
                 self.visit(f"{path}.{name}", item)
+
+    def _function(self, path: str, value: types.FunctionType, visit: Callable[[str, Any], object]) -> None:
+        """A function; `visit` takes what its closure holds."""
+        self.guard.append((path, Same(value.__code__)))
+        self.kept.functions.append((value, value.__code__, value.__defaults__, value.__kwdefaults__))
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            if visit(f"{path}.{name}", _content(cell)) is not False:
+                self.kept.cells.append((cell, _content(cell)))
+        for k, default in enumerate((*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())):
+            self.visit(f"{path}.default{k}", default)
+        for name, scope in globals_of(value):
+            if self._outside(f"{path}.global {name}", scope[name]):
+                self.kept.names.append((scope, name, scope[name]))
+
+    def _class(self, kind: type) -> None:
+        """What the functions of a class can read of it, and outside it."""
+        if id(kind) in self.classes:
+            return
+        self.classes.add(id(kind))
+        for cls, name, value in attributes_of(kind):
+            if self._outside(f"{cls.__qualname__}.{name}", function_of(value)):
+                self.kept.names.append((vars(cls), name, value))
+
+    def _outside(self, path: str, value: Any) -> bool:
+        """Visit what is no part of a layer: values, containers of values, functions, classes. False: none of these."""
+        if type(value) in _PLAIN or _flat(value):
+            self.visit(path, value)
+        elif isinstance(value, types.FunctionType) and users_own(value.__module__):
+            if self._new(path, value):
+                self._function(path, value, self._outside)
+        elif isinstance(value, type) and users_own(value.__module__):
+            self.visit(path, value)
+        else:
+            return False
+        return True
+
+
+def _flat(value: Any) -> bool:
+    """Whether it is a container of plain values alone, or an array."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(type(item) in _PLAIN for item in value)
+    return isinstance(value, np.ndarray)
+
+
+def _bytes(value: Any) -> Any:
+    """What an array or a set holds, hashable."""
+    if isinstance(value, set):
+        return frozenset((type(item), item) for item in value)
+    return (value.shape, value.dtype.str, value.tobytes()) if isinstance(value, np.ndarray) else bytes(value)
 
 
 def _content(cell: Any) -> Any:
@@ -240,6 +325,7 @@ def read(layer: nn.Module, skip: Sequence[str] = ()) -> Reads:
         skip: names of its attributes that a call changes: states, recordings.
     """
     walk = _Walk(skip)
+    walk.guard.append(("default dtype", walk.kept.default))
     walk.visit("", layer)
     return Reads(walk.tensors, tuple(walk.constants), tuple(walk.guard), walk.odd, walk.kept)
 

@@ -200,12 +200,10 @@ class Geometry(NamedTuple):
 
 def geometry(shape: torch.Size, time_dim: int) -> Geometry:
     """Of a contiguous sequence, [T, B, ...] or [B, T, ...]."""
-    steps, whole = shape[time_dim], math.prod(shape)
-    if time_dim == 0:
-        n = whole // max(1, steps)
-        return Geometry(steps, 1, n, n, 0)
-    n = whole // max(1, shape[0] * steps)
-    return Geometry(steps, shape[0], n, n, steps * n)
+    steps = shape[time_dim]
+    # Of the other dimensions: without a step there are states still, which pass through.
+    n = math.prod(shape[time_dim + 1 :])
+    return Geometry(steps, 1, n, n, 0) if time_dim == 0 else Geometry(steps, shape[0], n, n, steps * n)
 
 
 @lru_cache(4096)
@@ -342,7 +340,15 @@ class _Scan(torch.autograd.Function):
 
 
 def _once(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    tensors, count = ctx.saved_tensors, ctx.count
+    tensors, count = [None if t is None else t.contiguous() for t in ctx.saved_tensors], ctx.count
+    odd = {tensor.dtype for tensor in tensors if tensor is not None and tensor.dtype is not ctx.kernel.dtype}
+    if odd:
+        raise RuntimeError(f"a compiled kernel saved {ctx.kernel.dtype}, and a saved-tensor hook gave back {odd}")
+    if not all(torch._C._has_storage(grad) for grad in grads if grad is not None):
+        raise RuntimeError(
+            "a compiled kernel takes one gradient of its outputs at a time, no batch of them (is_grads_batched, "
+            "vectorize=True); use tt.backend('eager')"
+        )
     signature = ctx.kernel.signature
     inputs, states, _ = _cut(ctx.needs_input_grad[3:], len(signature.inputs), len(signature.states))
     wanted = (*inputs[: len(signature.differentiable_inputs)], *states)
@@ -381,15 +387,18 @@ def drawn(kernel: Kernel, xs: Tensor, time_dim: int, dim: int = -1) -> list[Tens
     """The random numbers that a kernel takes, in the order in which the step loop would draw them.
 
     Args:
-        dim: the dimension of a step that is the step's last one. torch.rand_like draws in the order of memory, in which
-            it is where it is; torch.bernoulli in the order of the step's own dimensions.
+        xs: the first input as it was given, in its own layout: torch.rand_like draws in the order of memory.
+        dim: the dimension of a step that is the step's last one: torch.bernoulli draws in the order of its dimensions.
     """
     draws = kernel.signature.draws
-    found = [memory.empty_like(xs) for _ in draws]
-    for rows in zip(*(series.unbind(time_dim) for series in found), strict=True):
+    found = [xs.new_empty(xs.shape) for _ in draws]
+    for x, *rows in zip(xs.unbind(time_dim), *(series.unbind(time_dim) for series in found), strict=True):
         for name, row in zip(draws, rows, strict=True):
-            given = row.movedim(dim, -1) if name.startswith("chance") else row
-            given.copy_(torch.rand_like(given, memory_format=torch.contiguous_format))
+            if name.startswith("chance"):
+                given = row.movedim(dim, -1)
+                given.copy_(torch.rand_like(given, memory_format=torch.contiguous_format))
+            else:
+                row.copy_(torch.rand_like(x))
     return found
 
 

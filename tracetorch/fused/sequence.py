@@ -7,7 +7,8 @@ pickled it is empty.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -16,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.fused import compiler, executor, kernel_c, kernel_triton, launch_triton
+from tracetorch.fused.callers import memory_is_all
 from tracetorch.fused.executor import FuseWarning
 from tracetorch.fused.graph import Graph, GraphError, Ref, narrowed
 from tracetorch.fused.hoist import LayerStep, LayerTrace, Prelude, prepare
+from tracetorch.fused.precision import refuse_rounding
 from tracetorch.fused.reads import Reads, read
 from tracetorch.fused.scan import Kernel, compiled, scan
 from tracetorch.fused.signature import Signature
@@ -40,6 +43,7 @@ class _Plan:
     used: tuple[str, ...] = ()  # the values that any kernel may take
     refused: str = ""
     kernels: dict[Any, tuple[Kernel, tuple[str, ...]] | str] = field(default_factory=dict)
+    live: dict[Any, frozenset[str]] = field(default_factory=dict)  # results by what requires a gradient
 
 
 @dataclass(frozen=True)
@@ -109,8 +113,9 @@ class Sequencer:
 
     def _prepare(self, plan: _Plan, layer: nn.Module, xs: Tensor) -> None:
         try:
-            ready = prepare(layer, self.body, self.states, self.skip, xs.dtype, device=xs.device)
-            plan.used = traced_step(ready, (), True)[1]
+            with _apart():
+                ready = prepare(layer, self.body, self.states, self.skip, xs.dtype, device=xs.device)
+                plan.used = traced_step(ready, (), True)[1]
             plan.prelude = ready.prelude
         except Exception as error:  # whatever a framework's code raises: its own forward will say it better
             plan.refused = _said(layer, error)
@@ -139,18 +144,39 @@ class Sequencer:
         if isinstance(found, str):
             raise Unfused(found)
         kernel, names = found
+        for name in names:
+            if known[name].device != xs.device and _divides(kernel.traced.forward, name):
+                raise Unfused("a tensor on the CPU divides one on the GPU, where torch multiplies by its reciprocal")
         values = [_value(known[name], states[0].shape, xs) for name in names]
-        (outputs,), last, recorded = scan(kernel, [xs], time_dim, states, values, record)
-        if kernel.traced.vjp is not None and "d_output" not in _used(kernel.traced.vjp):
+        try:
+            (outputs,), last, recorded = scan(kernel, [xs], time_dim, states, values, record)
+        except compiler.CompilerError as error:  # of Triton, which compiles at the first call
+            plan.kernels[key] = _said(layer, error)
+            raise Unfused(str(error)) from error
+        if kernel.traced.vjp is None:
+            return outputs, tuple(last), tuple(recorded)
+        if "d_output" not in _used(kernel.traced.vjp):
             outputs = outputs.detach()  # spikes without a surrogate gradient, as the step itself returns them
-        return outputs, tuple(last), tuple(recorded)
+        # What no tensor that requires a gradient reaches requires none, though the other results do.
+        given = {"x": xs, **dict(zip(self.states, states, strict=True))}
+        sources = frozenset((*learned, *(name for name, tensor in given.items() if tensor.requires_grad)))
+        if sources not in plan.live:
+            plan.live[sources] = reached(kernel.traced.forward, sources)
+        live = plan.live[sources]
+        outputs = outputs if "output" in live else outputs.detach()
+        last, recorded = (
+            tuple(s if name in live else s.detach() for name, s in zip(self.states, series, strict=bool(series)))
+            for series in (last, recorded)
+        )
+        return outputs, last, recorded
 
     def _build(
         self, layer: nn.Module, xs: Tensor, learned: Sequence[str], backward: bool, backend: str
     ) -> tuple[Kernel, tuple[str, ...]] | str:
         try:
-            ready = prepare(layer, self.body, self.states, self.skip, xs.dtype, device=xs.device)
-            traced, names = traced_step(ready, learned, backward)
+            with _apart():
+                ready = prepare(layer, self.body, self.states, self.skip, xs.dtype, device=xs.device)
+                traced, names = traced_step(ready, learned, backward)
             kept = tuple(name for name in names if name in learned)
             signature = Signature(self.states, names, kept)
             return compiled(traced, signature, xs.dtype, backend, xs.device.type), names
@@ -179,6 +205,23 @@ class Sequencer:
         return Sequencer, (self.states, self.body, self.skip)
 
 
+@contextmanager
+def _apart() -> Iterator[None]:
+    """Around a trace, which is no part of what the caller does: inference, or hooks on what its graph saves.
+
+    Quirk: torch (2.6 to 2.13) has no public way to ask for such hooks, and counts a trace's tensors in
+    `torch.utils.checkpoint` as the layer's.
+    """
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    unhooked = nullcontext() if hooks is None else torch.autograd.graph.saved_tensors_hooks(_same, _same)
+    with torch.inference_mode(False), unhooked:
+        yield
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
 @cache
 def _warn_once(text: str) -> None:
     warnings.warn(text, FuseWarning, stacklevel=2)
@@ -203,12 +246,8 @@ def check_input(xs: Tensor, time_dim: int) -> torch.Size:
         raise Unfused(f"the input is {xs.dtype}, not float32 or float64")
     if xs.ndim < 1 + time_dim or xs.numel() == 0:
         raise Unfused(f"the input has shape {list(xs.shape)}: no time step, or no element")
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._are_functorch_transforms_active()
-    ):
-        raise Unfused("torch.compile, torch.jit and torch.func run the layer's own code")
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or not memory_is_all(xs):
+        raise Unfused("torch.compile, torch.jit, torch.func, tangents and dispatch modes get the layer's own code")
     return torch.Size(size for k, size in enumerate(xs.shape) if k != time_dim)
 
 
@@ -235,12 +274,20 @@ def _state(name: str, state: Any, element: torch.Size, xs: Tensor) -> Tensor:
     raise Unfused(f"the state {name} has shape {list(state.shape)}, a step {list(element)}")
 
 
+def _divides(graph: Graph, name: str) -> bool:
+    """Whether an input is the divisor of a division."""
+    place = [known for known, _ in graph.inputs].index(name)
+    return any(node.op == "div" and node.args[1] == Ref(place) for node in graph.nodes)
+
+
 def _value(value: Tensor, element: torch.Size, xs: Tensor) -> Tensor:
     """A parameter's value for the kernel: where torch would compute in another dtype or shape, `Unfused`."""
     if value.device != xs.device:
         if value.ndim:
             raise Unfused(f"a parameter is on {value.device}, the input on {xs.device}")
-        value = value.to(xs.device)  # torch takes a tensor of no dimension from the CPU
+        # Torch takes a tensor of no dimension from the CPU. A copy of it would wait for the GPU, a fill does not.
+        gradient = value.requires_grad or value.is_cuda
+        value = value.to(xs.device) if gradient else torch.full((), value.item(), dtype=value.dtype, device=xs.device)
     if value.dtype is not xs.dtype:
         if torch.result_type(value, xs) is not xs.dtype or not element:
             raise Unfused(f"a parameter of {value.dtype} makes the result another type than the input's {xs.dtype}")
@@ -290,6 +337,18 @@ def rounded(traced: Traced) -> list[str]:
     return sorted({node.op for node in traced.forward.nodes} & _ROUNDED)
 
 
+def reached(graph: Graph, sources: frozenset[str]) -> frozenset[str]:
+    """Outputs of a step's graph, states by their names, that any number of steps makes depend on one of the inputs."""
+    live, before = set(sources), -1
+    while len(live) != before:
+        before = len(live)
+        values = [name in live for name, _ in graph.inputs]
+        for node in graph.nodes:
+            values.append(any(values[a.index] for a in node.args if isinstance(a, Ref)))
+        live |= {name.removesuffix("'") for name, ref in graph.outputs if values[ref.index]}
+    return frozenset(live)
+
+
 def _used(graph: Graph) -> set[str]:
     """Names of the inputs that a graph's outputs need; an input passed through unchanged counts."""
     refs = [ref.index for _, ref in graph.outputs]
@@ -307,37 +366,4 @@ def _check_dtypes(graph: Graph, layer: LayerTrace) -> None:
     if others:
         raise GraphError(f"{others[0].op} computes in {others[0].dtype}, the input is {layer.dtype}")
     if layer.dtype is torch.float64:
-        known = _exact_in_float32(graph, layer)
-        for k, node in enumerate(graph.nodes):
-            if node.dtype is torch.float32 and len(graph.inputs) + k not in known:
-                raise GraphError(f"{node.op} computes in float32 on an input of float64, and rounds")
-
-
-def _exact_in_float32(graph: Graph, layer: LayerTrace) -> dict[int, str]:
-    """Values that a float64 kernel may hold where torch has float32, as float32 holds them too: "binary" (0 or 1),
-    "whole" (small integers) or "float" (a parameter of float32). Products with a binary value are exact."""
-    n = len(graph.inputs)
-    known = {
-        k: "float"
-        for k, (name, dtype) in enumerate(graph.inputs)
-        if dtype is torch.float32 and name in layer.real and layer.real[name].dtype is torch.float32
-    }
-
-    def kind(argument: Any) -> str:
-        if isinstance(argument, Ref):
-            return "binary" if graph.dtype(argument) is torch.bool else known.get(argument.index, "")
-        return "binary" if argument in (0, 1) else "whole" if float(argument).is_integer() else "float"
-
-    for k, node in enumerate(graph.nodes):
-        if node.dtype is torch.bool:
-            continue
-        kinds = [kind(argument) for argument in (node.args[1:] if node.op == "where" else node.args)]
-        if node.op in ("floor", "ceil", "trunc", "round", "sign"):
-            known[n + k] = "whole"
-        elif node.op == "mul" and "binary" in kinds and all(kinds):
-            known[n + k] = kinds[1 - kinds.index("binary")]
-        elif node.op in ("mul", "add", "sub") and set(kinds) <= {"binary", "whole"}:
-            known[n + k] = "binary" if node.op == "sub" and node.args[0] == 1 and kinds[1] == "binary" else "whole"
-        elif node.op in ("cast", "neg", "abs", "where", "minimum", "maximum", "full_like") and all(kinds):
-            known[n + k] = next((each for each in ("float", "whole") if each in kinds), "binary")
-    return known
+        refuse_rounding(graph, {name for name, real in layer.real.items() if real.dtype is torch.float32})

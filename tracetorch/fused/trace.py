@@ -10,7 +10,7 @@ pointwise are refused by name.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tracetorch.fused.graph import OPS, Argument, Graph, GraphError, Node, Number, Ref, prune, verify
+from tracetorch.fused.precision import refuse_rounding
+from tracetorch.fused.untraceable import ValueReads, called, no_other_chance, refuse_draw
 
 aten = torch.ops.aten
 
@@ -108,6 +110,9 @@ DRAWS = {aten.rand_like.default: "draw", aten.bernoulli.default: "chance"}
 # A tensor's value asked for by Python: an `if`, an `int()`, an `item()`.
 _VALUE = {aten._local_scalar_dense.default, aten.item.default, aten.is_nonzero.default, aten.equal.default}
 _BITWISE = {aten.bitwise_and.Tensor, aten.bitwise_or.Tensor, aten.bitwise_not.default}
+# What arithmetic is between two tensors of bool.
+_OF_BOOLS = {"add": "or", "maximum": "or", "mul": "and", "minimum": "and"}
+_DTYPES = (torch.float32, torch.float64, torch.bool)  # in which a kernel computes
 
 
 class _Tracer(TorchDispatchMode):
@@ -138,6 +143,7 @@ class _Tracer(TorchDispatchMode):
         nested = [a for group in args if isinstance(group, (list, tuple)) for a in group if isinstance(a, Tensor)]
         tracked = any(id(tensor) in self.refs for tensor in (*tensors, *nested))
         if not tracked:
+            refuse_draw(func)
             return self._constant(func(*args, **kwargs))
         if func in _VALUE:
             raise GraphError(f"{func}: the step reads the value of a tensor (an if, int() or item()); use torch.where")
@@ -228,6 +234,7 @@ class _Tracer(TorchDispatchMode):
         if func in _BITWISE and result.dtype is not torch.bool:
             raise GraphError(f"{func}: on {result.dtype}; only on bool")
         op, operands = self._operation(func, args, kwargs)
+        op = _OF_BOOLS.get(op, op) if result.dtype is torch.bool else op
         common = None if OPS[op].result == "bool" else result.dtype
         arguments = self._arguments(func, op, operands, common)
         return self._node(op, arguments, result.dtype)
@@ -252,7 +259,11 @@ class _Tracer(TorchDispatchMode):
                 return "trunc", (quotient,)
             case aten.pow.Tensor_Scalar if args[1] in (1.5, -0.5):
                 root = self._node("sqrt", self._arguments(func, "sqrt", args[:1], args[0].dtype), args[0].dtype)
-                return ("mul", (args[0], root)) if args[1] == 1.5 else ("reciprocal", (root,))
+                if args[1] == -0.5:
+                    return "reciprocal", (root,)
+                x = self._arguments(func, "mul", args[:1], args[0].dtype)[0]
+                lowest = self._node("eq", (x, -math.inf), torch.bool)  # whose square root is NaN, and power is not
+                return "where", (lowest, math.inf, self._node("mul", (x, root), args[0].dtype))
             case aten.where.self:
                 return "where", args
             case aten.masked_fill.Scalar:
@@ -320,6 +331,20 @@ class _Tracer(TorchDispatchMode):
         value = self._tensor(what, tensor)
         return self._node("full_like", (value, Ref(0)), tensor.dtype)
 
+    def value_reads(self) -> ValueReads:
+        """Refuses what takes a tracked tensor's value without an operation of torch."""
+        return ValueReads(lambda tensor: id(tensor) in self.refs)
+
+    def graph(self, results: Iterable[tuple[str, Tensor]]) -> Graph:
+        """What was recorded, as far as these results, by name, need it."""
+        outputs = tuple((name, self.ref(result, name)) for name, result in results)
+        graph = prune(Graph(self.inputs, tuple(self.nodes), outputs))
+        verify(graph)
+        for node in graph.nodes:
+            if node.dtype not in _DTYPES:
+                raise GraphError(f"{node.op} computes in {node.dtype}; a kernel does in float32 and float64")
+        return graph
+
 
 def _on_gpu(tensor: Tensor) -> bool:
     return tensor.is_cuda
@@ -380,6 +405,7 @@ def trace(
     leaves = {name: t.detach().clone().requires_grad_(name in wanted) for name, t in inputs.items()}
     names = [*outputs, *(f"{name}'" for name in states)]
     forward = _trace_forward(step, leaves, names, constants, draws)
+    _check_dtypes(forward, states)
     if not wanted:
         return Traced(forward, None)
 
@@ -388,6 +414,17 @@ def trace(
 
     carried_names = [*names, *(f"{name}'" for name in carried)]
     return Traced(forward, _trace_vjp(with_parameters, leaves, carried_names, wanted, constants, draws))
+
+
+def _check_dtypes(graph: Graph, states: Sequence[str]) -> None:
+    """Raises `GraphError` unless a kernel can hold every value in the dtype that it has in torch."""
+    results, given = dict(graph.outputs), dict(graph.inputs)
+    for name in states:
+        dtype = graph.dtype(results[f"{name}'"])
+        if dtype is not given[name]:
+            raise GraphError(f"the state {name} becomes {dtype} from {given[name]}")
+    if all(dtype is torch.float64 for dtype in given.values()):
+        refuse_rounding(graph, frozenset())
 
 
 class _Draws(TorchDispatchMode):
@@ -409,13 +446,13 @@ class _Draws(TorchDispatchMode):
 
 def name_draws(step: StepFunction, inputs: Mapping[str, Tensor]) -> tuple[str, ...]:
     """A name, beginning with its kind in `DRAWS`, for each draw of a step; torch's generator is advanced."""
-    with torch.no_grad(), _Draws() as found:
-        step(inputs)
+    with torch.no_grad(), no_other_chance(), _Draws() as found:
+        called(step, inputs)
     return tuple(found.names)
 
 
 def _results(step: StepFunction, leaves: Mapping[str, Tensor], names: Sequence[str]) -> Sequence[Tensor]:
-    results = step(leaves)
+    results = called(step, leaves)
     if len(results) != len(names):
         raise GraphError(f"the step returned {len(results)} values, expected {len(names)}: {', '.join(names)}")
     return results
@@ -428,12 +465,9 @@ def _trace_forward(
     constants: Sequence[Tensor],
     draws: Sequence[str],
 ) -> Graph:
-    with _Tracer(leaves, constants, draws) as tracer, torch.no_grad():
+    with _Tracer(leaves, constants, draws) as tracer, tracer.value_reads(), no_other_chance(), torch.no_grad():
         results = _results(step, leaves, names)
-    outputs = tuple((name, tracer.ref(result, name)) for name, result in zip(names, results, strict=True))
-    graph = prune(Graph(tracer.inputs, tuple(tracer.nodes), outputs))
-    verify(graph)
-    return graph
+    return tracer.graph(zip(names, results, strict=True))
 
 
 def _vjp(results: Sequence[Tensor], inputs: Sequence[Tensor], grads: Sequence[Tensor]) -> Sequence[Tensor | None]:
@@ -461,14 +495,15 @@ def _trace_vjp(
     cotangents = {f"d_{name}": torch.ones_like(example) for name, example in zip(names, examples, strict=True)}
     # Tracing may happen inside a user's saved-tensor hooks (checkpointing counts what is saved): it saves past them.
     as_is = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
-    with _Tracer({**leaves, **cotangents}, constants, draws) as tracer, torch.enable_grad(), as_is:
+    tracer = _Tracer({**leaves, **cotangents}, constants, draws)
+    # Whoever looks for NaN by anomaly detection means the data, not the examples.
+    plain = torch.autograd.set_detect_anomaly(False)
+    with plain, tracer, tracer.value_reads(), no_other_chance(), torch.enable_grad(), as_is:
         results = _results(step, leaves, names)
         attached = [(r, g) for r, g in zip(results, cotangents.values(), strict=True) if r.requires_grad]
-        gradients: Sequence[Tensor | None] = [None] * len(wanted)
+        gradients: Sequence[Any] = [None] * len(wanted)
         if attached:
-            gradients = _vjp([r for r, _ in attached], [leaves[n] for n in wanted], [g for _, g in attached])
+            ends, grads = zip(*attached, strict=True)
+            gradients = called(lambda given: _vjp(ends, [given[n] for n in wanted], grads), leaves)
         given = [torch.zeros_like(leaves[n]) if g is None else g for n, g in zip(wanted, gradients, strict=True)]
-    outputs = tuple((f"d_{name}", tracer.ref(g, name)) for name, g in zip(wanted, given, strict=True))
-    graph = prune(Graph(tracer.inputs, tuple(tracer.nodes), outputs))
-    verify(graph)
-    return graph
+    return tracer.graph((f"d_{name}", gradient) for name, gradient in zip(wanted, given, strict=True))

@@ -214,6 +214,10 @@ class Composed(Layer):
             define(name, arguments[name], arguments[f"{name}_rank"], arguments[f"learn_{name}"])
         if parts.output.fires:
             quant_fn = arguments["quant_fn"]
+            for name, example in (("spike_fn", "surrogate_spike('atan')"), ("quant_fn", "round_ste()")):
+                if arguments[name] is not None and not callable(arguments[name]):
+                    given = f"{type(self).__name__}: {name}={arguments[name]!r:.60}"
+                    raise TypeError(f"{given} cannot be called; give a function, such as tt.functional.{example}")
             self.spike_fn = arguments["spike_fn"]
             self.quant_fn = nn.Identity() if quant_fn is None or quant_fn is _IDENTITY else quant_fn
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from tracetorch.core.form import Form, Values
+from tracetorch.core.forms.form import Form, Values
 from tracetorch.core.spec import NeuronSpec, SpecError
 from tracetorch.functional.spikes import heaviside
 

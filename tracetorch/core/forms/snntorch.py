@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from tracetorch.core.form import Form, Values
+from tracetorch.core.forms.form import Form, Values
 from tracetorch.core.spec import NeuronSpec, SpecError
 from tracetorch.functional.quantizers import nearest_level
 from tracetorch.functional.spikes import heaviside

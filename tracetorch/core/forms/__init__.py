@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from tracetorch.core.form import Form
-from tracetorch.core.forms_brainpy import BRAINPY
-from tracetorch.core.forms_native import NATIVE
-from tracetorch.core.forms_norse import NORSE
-from tracetorch.core.forms_sinabs import SINABS
-from tracetorch.core.forms_snntorch import SNNTORCH
-from tracetorch.core.forms_spikingjelly import SPIKINGJELLY
+from tracetorch.core.forms.brainpy import BRAINPY
+from tracetorch.core.forms.form import Form
+from tracetorch.core.forms.native import NATIVE
+from tracetorch.core.forms.norse import NORSE
+from tracetorch.core.forms.sinabs import SINABS
+from tracetorch.core.forms.snntorch import SNNTORCH
+from tracetorch.core.forms.spikingjelly import SPIKINGJELLY
 from tracetorch.core.raw import COMPUTED
 from tracetorch.core.spec import NeuronSpec, SpecError
 

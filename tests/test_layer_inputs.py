@@ -210,3 +210,23 @@ def test_other_random_numbers_are_drawn_by_the_step_loop(draw):
 
     with tt.backend("cpu"), pytest.raises(GraphError, match=r"rand|constant"):
         Other().unroll(torch.randn(3, 2, 5))
+
+
+@pytest.mark.parametrize("backend", ["eager", "auto"])
+def test_a_time_dimension_that_the_input_has_not_is_refused(backend):
+    with tt.backend(backend), pytest.raises(ValueError, match=r"LIB: time_dim=3 is out of range .* \[4, 2, 3\]"):
+        tt.snn.LIB(3).unroll(torch.ones(4, 2, 3), time_dim=3)
+
+
+class Bare(tt.snn.Layer):
+    """A step that forgets the tuple."""
+
+    def step(self, x):
+        return 2 * x
+
+
+def test_a_step_that_returns_no_tuple_is_told_so():
+    with pytest.raises(TypeError, match="Bare.step returned Tensor; expected a tuple of the output alone"):
+        Bare()(torch.ones(2, 3))
+    with tt.backend("cpu"), pytest.raises(tt.fused.GraphError, match="returned a tensor, expected a tuple of 1: output"):
+        Bare().unroll(torch.ones(4, 2, 3))

@@ -248,7 +248,7 @@ class _Tree:
 
     def _handle(self, handle: RemovableHandle) -> RemovableHandle:
         """What removes a hook of the tree removes the copy's instead: lazy modules and Norse's networks keep such."""
-        hooks, number, extra = handle.__getstate__()  # type: ignore[no-untyped-call]
+        hooks, number, extra = handle.__getstate__()
         if not any(hooks is own for module in self.originals.values() for own in vars(module).values()):
             return handle
         twin = copy.copy(handle)

@@ -199,10 +199,7 @@ class Layer(nn.Module):
         outputs = len(self.output_names)
         if not isinstance(results, (tuple, list)) or len(results) != outputs + len(self.state_names):
             found = f"{len(results)} values" if isinstance(results, (tuple, list)) else type(results).__name__
-            raise TypeError(
-                f"{type(self).__name__}.step returned {found}; expected {self._expected()} and the "
-                f"states {list(self.state_names)}"
-            )
+            raise TypeError(f"{type(self).__name__}.step returned {found}; expected a tuple of {self._expected()}")
         if self.num_neurons is not None and x.ndim > 1:
             results = tuple(tensor.movedim(-1, self.dim) for tensor in results)
         for name, state in zip(self.state_names, results[outputs:], strict=True):
@@ -246,6 +243,12 @@ class Layer(nn.Module):
         """`unroll` that also records states: returns the outputs and `{state: its values after every step}`."""
         names = self.state_names if states is None else tuple(states)
         sequences = (xs,) if isinstance(xs, Tensor) else tuple(xs)
+        for each in sequences:
+            if not -each.ndim <= time_dim < each.ndim:
+                raise ValueError(
+                    f"{type(self).__name__}: time_dim={time_dim} is out of range for an input of shape "
+                    f"{list(each.shape)}; 0 for [T, B, ...], 1 for [B, T, ...]"
+                )
         steps = {each.shape[time_dim] for each in sequences}
         if len(steps) != 1:
             shapes = [list(each.shape) for each in sequences]
@@ -282,7 +285,8 @@ class Layer(nn.Module):
             )
 
     def _expected(self) -> str:
-        return "the output" if len(self.output_names) == 1 else f"the outputs {list(self.output_names)}"
+        outputs = "the output" if len(self.output_names) == 1 else f"the outputs {list(self.output_names)}"
+        return f"{outputs} and the states {list(self.state_names)}" if self.state_names else f"{outputs} alone, also of one"
 
     def _check_more(self, x: Tensor, more: Sequence[Tensor]) -> None:
         """Raises `TypeError` or `ValueError` unless there are as many inputs as the step takes, of one shape."""

@@ -255,8 +255,8 @@ def backward(
     time_dim: int,
     wanted: Sequence[bool],
     grads: Sequence[Tensor | None],
-    given: Sequence[Tensor | None],
-    saved: Sequence[Tensor],
+    given: Sequence[Any],
+    saved: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
     """One call of the backward kernel.
 
@@ -300,8 +300,8 @@ def _cut(sequence: Sequence[Any], first: int, second: int) -> tuple[Sequence[Any
     return sequence[:first], sequence[first : first + second], sequence[first + second :]
 
 
-def _whole(gradient: Tensor | None) -> Tensor | None:
-    return None if gradient is None else gradient.contiguous()
+def _whole(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
 
 
 def _summed(gradient: Tensor, shape: torch.Size) -> Tensor:
@@ -340,10 +340,12 @@ class _Scan(torch.autograd.Function):
 
 
 def _once(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    tensors, count = [None if t is None else t.contiguous() for t in ctx.saved_tensors], ctx.count
-    odd = {tensor.dtype for tensor in tensors if tensor is not None and tensor.dtype is not ctx.kernel.dtype}
-    if odd:
-        raise RuntimeError(f"a compiled kernel saved {ctx.kernel.dtype}, and a saved-tensor hook gave back {odd}")
+    tensors, count = [_whole(tensor) for tensor in ctx.saved_tensors], ctx.count
+    for tensor in tensors:
+        if tensor is not None and tensor.dtype is not ctx.kernel.dtype:
+            raise RuntimeError(
+                f"a compiled kernel saved {ctx.kernel.dtype}, and a saved-tensor hook gave back {tensor.dtype}"
+            )
     if not all(torch._C._has_storage(grad) for grad in grads if grad is not None):
         raise RuntimeError(
             "a compiled kernel takes one gradient of its outputs at a time, no batch of them (is_grads_batched, "

@@ -286,7 +286,7 @@ class Layer(nn.Module):
 
     def _expected(self) -> str:
         outputs = "the output" if len(self.output_names) == 1 else f"the outputs {list(self.output_names)}"
-        return f"{outputs} and the states {list(self.state_names)}" if self.state_names else f"{outputs} alone, also of one"
+        return f"{outputs} and the states {list(self.state_names)}" if self.state_names else f"{outputs} alone"
 
     def _check_more(self, x: Tensor, more: Sequence[Tensor]) -> None:
         """Raises `TypeError` or `ValueError` unless there are as many inputs as the step takes, of one shape."""

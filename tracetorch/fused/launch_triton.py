@@ -40,7 +40,7 @@ def unavailable() -> str | None:
     try:
         import triton
     except ImportError as error:
-        return f"the triton backend needs Triton, which cannot be imported ({error}); pip install triton, or the extra [triton]"
+        return f"the triton backend needs Triton, which cannot be imported ({error}); install the extra [triton]"
     if tuple(map(int, triton.__version__.split(".")[:2])) < _OLDEST:
         return (
             f"the triton backend needs Triton 3.6 or newer, and finds {triton.__version__}, whose arithmetic is not "

@@ -452,7 +452,7 @@ def name_draws(step: StepFunction, inputs: Mapping[str, Tensor]) -> tuple[str, .
 
 
 def _results(step: StepFunction, leaves: Mapping[str, Tensor], names: Sequence[str]) -> Sequence[Tensor]:
-    results = called(step, leaves)
+    results: Any = called(step, leaves)
     if isinstance(results, Tensor):
         raise GraphError(f"the step returned a tensor, expected a tuple of {len(names)}: {', '.join(names)}")
     if len(results) != len(names):

@@ -14,17 +14,23 @@ from torch import Tensor
 Run = Callable[[], Any]
 
 
-def medians(runs: Mapping[str, Run], repeat: int = 15, warm: int = 2, before: Run | None = None) -> dict[str, float]:
+def medians(
+    runs: Mapping[str, Run], repeat: int = 15, warm: int = 2, before: Run | None = None, twice: bool = False
+) -> dict[str, float]:
     """Median seconds of each, run in turns, so that a disturbance of the machine meets all of them.
 
     Args:
         before: called before each run, outside its time.
+        twice: each run follows an untimed one of the same, as in a training loop, and not another framework's, after
+            which a short one finds nothing of its own in cache.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for k in range(warm + repeat):
         for name, run in runs.items():
             if before is not None:
                 before()
+            if twice:
+                run()
             start = time.perf_counter()
             run()
             if k >= warm:

@@ -105,7 +105,7 @@ def neuron_layers() -> dict[str, Any]:
 
         quiet()
         runs = {"theirs": lambda theirs=theirs: train(theirs), "ours": lambda ours=ours: train(ours)}
-        times = medians(runs, repeat=9)
+        times = medians(runs, repeat=9, twice=True)
         results[name] = {
             "theirs, ms": 1e3 * times["theirs"],
             "fused, ms": 1e3 * times["ours"],

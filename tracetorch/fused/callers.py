@@ -13,21 +13,23 @@ from torch.nn.modules import module as _torch_modules
 
 from tracetorch.fused.graph import GraphError
 
-_GLOBAL_HOOKS = (
-    "_global_forward_hooks",
-    "_global_forward_pre_hooks",
-    "_global_backward_hooks",
-    "_global_backward_pre_hooks",
+# Quirk: torch (2.6 to 2.13) has no public way to ask for hooks on all modules. It writes into these. Goes when it has.
+_GLOBAL_HOOKS = tuple(
+    getattr(_torch_modules, f"_global_{kind}")
+    for kind in ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
 )
+_PLAIN = frozenset({Tensor, nn.Parameter})
 _OF_MODULES = frozenset(vars(nn.Module()))
 
 
 def hooks_on_all_modules() -> bool:
-    """Whether torch calls hooks at every call of any module.
+    """Whether torch calls hooks at every call of any module."""
+    return any(_GLOBAL_HOOKS)
 
-    Quirk: torch (2.6 to 2.13) has no public way to ask. Goes when it has.
-    """
-    return any(getattr(_torch_modules, name) for name in _GLOBAL_HOOKS)
+
+def plain(tensor: Tensor) -> bool:
+    """No subclass, and dense."""
+    return type(tensor) in _PLAIN and tensor.layout is torch.strided
 
 
 def memory_is_all(tensor: Tensor) -> bool:
@@ -38,7 +40,7 @@ def memory_is_all(tensor: Tensor) -> bool:
 
     Quirk: torch (2.6 to 2.13) has no public way to ask for these. Goes when it has.
     """
-    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout is not torch.strided:
+    if not plain(tensor):
         return False
     transformed = torch._C._is_tracing() or torch._C._are_functorch_transforms_active()
     return not (transformed or torch._C._len_torch_dispatch_stack() or forward_ad._current_level >= 0)

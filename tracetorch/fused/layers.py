@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.fused import executor, launch_triton
-from tracetorch.fused.callers import hooks_on_all_modules, memory_is_all, untouched
+from tracetorch.fused.callers import hooks_on_all_modules, memory_is_all, plain, untouched
 from tracetorch.fused.compiler import CompilerError
 from tracetorch.fused.executor import FuseWarning
 from tracetorch.fused.graph import GraphError, used
@@ -212,16 +212,14 @@ def _states(layer: Layer, xs: Tensor, element: torch.Size, result: torch.dtype) 
     found: list[Tensor | None] = []
     for name in layer.state_names:
         state = layer._buffers[name]
-        if state is not None and not (
-            state.dtype in (xs.dtype, result) and state.device == xs.device and _ordinary(state)
-        ):
+        if state is None:
+            first = layer.first_state(name)
+            state = None if first is None else (xs.new_zeros(element) + first).to(xs.dtype)
+        elif not (state.dtype in (xs.dtype, result) and state.device == xs.device and plain(state)):
             raise FuseError(
                 f"{type(layer).__name__}: the state {name} is {state.dtype} on {state.device} from the last call, the "
                 f"input {xs.dtype} on {xs.device}; convert one of them, or call reset_states()"
             )
-        if state is None:
-            first = layer.first_state(name)
-            state = None if first is None else (xs.new_zeros(element) + first).to(xs.dtype)
         elif state.shape != element:
             state = layer.state(name, xs.new_empty(element))  # raises, but for layers that keep less than they need
         found.append(state)

@@ -35,7 +35,8 @@ import tracetorch as tt
 from benchmarks.kernels import LIF, step
 from benchmarks.measure import per_call, require_close, require_same, table
 from tracetorch.fused import launch_triton
-from tracetorch.fused.scan import build, geometry
+from tracetorch.fused.build import build
+from tracetorch.fused.kernel import geometry
 
 Run = Callable[[], Any]
 # T, B, N and whether time is the second dimension: from few neurons for long to many for a short time.

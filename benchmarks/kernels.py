@@ -20,7 +20,8 @@ import tracetorch as tt
 from benchmarks.measure import Evict, medians, quiet, require_same, table
 from tracetorch.functional import heaviside
 from tracetorch.functional.surrogates import Surrogate
-from tracetorch.fused.scan import Kernel, build, geometry
+from tracetorch.fused.build import build
+from tracetorch.fused.kernel import Kernel, geometry
 
 PASSES = {"forward": 1.0, "forward+backward": 2.5}
 SWEEP = [(4, 64, 16384), (10, 64, 4096), (100, 16, 16384), (100, 64, 512), (1000, 16, 1024), (10_000, 4, 512)]

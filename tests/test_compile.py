@@ -11,7 +11,7 @@ from torch import nn
 
 import tracetorch as tt
 from tracetorch.fused import executor
-from tracetorch.fused.scan import Kernel
+from tracetorch.fused.kernel import Kernel
 
 T, B = 9, 3
 

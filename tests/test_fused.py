@@ -15,8 +15,10 @@ from torch import nn
 
 import tracetorch as tt
 from tracetorch.fused import graph
-from tracetorch.fused import scan as scan_module
-from tracetorch.fused.scan import Geometry, Kernel, build, scan
+from tracetorch.fused import kernel as kernel_module
+from tracetorch.fused.build import build
+from tracetorch.fused.kernel import Geometry, Kernel
+from tracetorch.fused.scan import scan
 from tracetorch.fused.trace import trace
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -485,15 +487,15 @@ def test_offsets_beyond_two_to_the_31_elements(monkeypatch):
         expected.append(output)
     last, shape = torch.empty(n), Geometry(steps, 1, n, apart, 0)
     for streamed in (2**62, 1):
-        monkeypatch.setattr(scan_module, "_STREAMED", streamed)
-        scan_module._integers.cache_clear()
+        monkeypatch.setattr(kernel_module, "_STREAMED", streamed)
+        kernel_module._integers.cache_clear()
         kernel.call("forward", [x, y, mem, last, None, None, beta], shape, (1,))
         for t in range(steps):
             assert_bits(y[t * apart : t * apart + n], expected[t])
             y[t * apart : t * apart + n] = 0
         assert_bits(last, state)
     kernel.call("backward", [x, x, y, mem, None, None, None, torch.empty(n), beta], shape, (1,))
-    scan_module._integers.cache_clear()
+    kernel_module._integers.cache_clear()
     leaf = xs.clone().requires_grad_()
     total, state = 0, mem
     for t in range(steps):

@@ -7,8 +7,9 @@ import torch
 
 import tracetorch as tt
 from tests.test_fused import assert_bits
-from tracetorch.fused import scan as scan_module
-from tracetorch.fused.scan import build, scan
+from tracetorch.fused import kernel as kernel_module
+from tracetorch.fused.build import build
+from tracetorch.fused.scan import scan
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -80,14 +81,14 @@ def test_gradients_that_repeat_over_time_count_at_every_step(size, time_dim):
 def test_what_repeats_is_not_written_out(monkeypatch):
     """The loss on a count of spikes: its gradient is one row, whatever the length."""
     rows = []
-    call = scan_module.CKernel.call
+    call = kernel_module.CKernel.call
 
     def noted(self, function, pointers, shape, sizes, still=()):
         if function == "backward":
             rows.append((pointers[1].shape, still))
         call(self, function, pointers, shape, sizes, still)
 
-    monkeypatch.setattr(scan_module.CKernel, "call", noted)
+    monkeypatch.setattr(kernel_module.CKernel, "call", noted)
     layer, xs = tt.snn.LIB(6), torch.randn(50, 3, 6, requires_grad=True)
     with tt.backend("cpu"):
         layer.unroll(xs).sum(0).square().sum().backward()

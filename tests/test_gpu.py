@@ -20,7 +20,8 @@ import torch
 
 import tracetorch as tt
 from tracetorch.fused import launch_triton
-from tracetorch.fused.scan import build, scan
+from tracetorch.fused.build import build
+from tracetorch.fused.scan import scan
 
 # For deterministic matrix products, which `poisoned` asks for; read when CUDA starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

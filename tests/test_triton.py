@@ -21,10 +21,11 @@ import torch
 
 import tracetorch as tt
 from tracetorch.fused import cubins, graph, kernel_triton, launch_triton
+from tracetorch.fused.build import build
 from tracetorch.fused.emit_triton import OPTIONS, Body, function
 from tracetorch.fused.graph import OPS, Graph, Node, Ref
+from tracetorch.fused.kernel import geometry
 from tracetorch.fused.kernel_triton import chunk, unroll
-from tracetorch.fused.scan import build, geometry
 
 # `make env` brings Triton on Linux, the only system it is built for.
 triton = importlib.import_module("triton") if sys.platform == "linux" else pytest.importorskip("triton")
@@ -87,7 +88,7 @@ def compiled(kernel, name: str, arch: int, null: tuple[str, ...] = (), elements:
     if name == "backward":
         null += tuple(pointer for pointer in pointers if pointer.startswith("first_"))
     integers = (*kernel_triton.INTEGERS, *signature.strides)
-    plan = launch_triton.geometry(name, len(signature.states), kernel.dtype, elements, elements)
+    plan = launch_triton.spread(name, len(signature.states), kernel.dtype, elements, elements)
     vectors = plan.vectors
     run = launch_triton.load(kernel.source).functions[f"{name} vectors" if vectors else name]
     types, constants, hints = {}, {}, {}
@@ -341,7 +342,7 @@ def test_rows_of_later_steps_are_asked_for_before_the_arithmetic(direction, inpu
     ptx = compiled(
         kernel, direction, 90, (*records(kernel), "saved_v") if direction == "forward" else records(kernel), elements
     )
-    plan = launch_triton.geometry(direction, 1, F32, elements, elements)
+    plan = launch_triton.spread(direction, 1, F32, elements, elements)
     steps = plan.constants[0][1]
     # The body of the loop over groups, which is the one that ends in a jump to its own beginning.
     (label,) = {
@@ -363,7 +364,7 @@ def test_fewer_steps_are_kept_for_more_states():
             assert chunk(states) % unroll(states, dtype) == 0
             assert states / chunk(states) <= 20 / 16
             for elements in (1, 2**19, 2**24):
-                plan = launch_triton.geometry("forward", states, dtype, elements, elements)
+                plan = launch_triton.spread("forward", states, dtype, elements, elements)
                 ahead = dict(plan.constants)["AHEAD"]
                 assert chunk(states) % ahead == 0 or ahead % chunk(states) == 0
 

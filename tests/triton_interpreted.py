@@ -19,10 +19,12 @@ import torch
 import tracetorch as tt
 from tests.fuse_cases import CASES
 from tracetorch.fused import graph
+from tracetorch.fused.build import build
 from tracetorch.fused.graph import OPS, Graph, Node, Ref
-from tracetorch.fused.launch_triton import geometry
+from tracetorch.fused.kernel import Geometry
 from tracetorch.fused.launch_triton import kernel as triton_kernel
-from tracetorch.fused.scan import Geometry, build, scan
+from tracetorch.fused.launch_triton import spread
+from tracetorch.fused.scan import scan
 from tracetorch.fused.signature import Signature
 from tracetorch.fused.trace import Traced
 
@@ -115,7 +117,7 @@ def test_layer_unrolls_through_the_kernel(time_dim, T, B, N):
 def test_more_elements_are_run_with_fewer_rows_ahead(dtype, ahead, N):
     step, normal = random_step(5, ["v"], ["p"]), normals(5, dtype)
     xs, first, values = normal(11, 1, N).requires_grad_(), [normal(1, N)], [normal(N)]
-    plan = geometry("forward", 1, dtype, N, N)
+    plan = spread("forward", 1, dtype, N, N)
     assert dict(plan.constants)["AHEAD"] == ahead
     found = []
     for backend in ("triton", "cpu"):

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracetorch.fused import cubins, kernel_triton, scan
+from tracetorch.fused import cubins, kernel_triton
 from tracetorch.fused.compiler import CompilerError
 from tracetorch.fused.emit_triton import OPTIONS
 from tracetorch.fused.executor import BackendError
-from tracetorch.fused.scan import Kernel
+from tracetorch.fused.kernel import Geometry, Kernel
 from tracetorch.fused.signature import Signature
 from tracetorch.fused.trace import Traced
 
@@ -106,7 +106,7 @@ def _loaded(text: str) -> Program:
 
 
 @dataclass(frozen=True)
-class Geometry:
+class Spread:
     """How a kernel is spread: elements and warps of a program, and the kernel's constants."""
 
     block: int
@@ -120,7 +120,7 @@ class Geometry:
 
 
 @lru_cache(4096)
-def geometry(function: str, states: int, dtype: torch.dtype, elements: int, neurons: int) -> Geometry:
+def spread(function: str, states: int, dtype: torch.dtype, elements: int, neurons: int) -> Spread:
     """Chosen from sizes alone, never by timing; no result depends on it.
 
     Args:
@@ -137,14 +137,14 @@ def geometry(function: str, states: int, dtype: torch.dtype, elements: int, neur
     warps = 4 if neurons > 64 else 2 if neurons > 32 else 1
     if function == "backward":
         unroll = kernel_triton.unroll(states, dtype)
-        return Geometry(32 * warps, warps, (("UNROLL", unroll), ("CHUNK", chunk), ("FAR", far)))
+        return Spread(32 * warps, warps, (("UNROLL", unroll), ("CHUNK", chunk), ("FAR", far)))
     ahead = 4 if vector > 1 or states * wide > 4 else 16 if elements < _FEW else 8
-    return Geometry(32 * warps * vector, warps, (("AHEAD", ahead), ("CHUNK", chunk), ("FAR", far)))
+    return Spread(32 * warps * vector, warps, (("AHEAD", ahead), ("CHUNK", chunk), ("FAR", far)))
 
 
-def _interpreted_geometry(plan: Geometry, neurons: int) -> Geometry:
+def _interpreted_spread(plan: Spread, neurons: int) -> Spread:
     # The interpreter's cost is per program: one for all neurons.
-    return Geometry(1 << max(0, neurons - 1).bit_length(), 1, plan.constants)
+    return Spread(1 << max(0, neurons - 1).bit_length(), 1, plan.constants)
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class TritonKernel(Kernel):
         self,
         function: str,
         pointers: Sequence[Tensor | None],
-        shape: scan.Geometry,
+        shape: Geometry,
         sizes: tuple[int, ...],
         still: tuple[bool, ...] = (),
     ) -> None:
@@ -172,10 +172,10 @@ class TritonKernel(Kernel):
         if not elements:
             return
         pointers = _filled(self.signature, function, pointers, elements)
-        plan = geometry(function, len(self.signature.states), self.dtype, elements, neurons)
+        plan = spread(function, len(self.signature.states), self.dtype, elements, neurons)
         program = load(self.source)
         if interpreted():
-            _interpret(program, function, _interpreted_geometry(plan, neurons), pointers, shape, sizes)
+            _interpret(program, function, _interpreted_spread(plan, neurons), pointers, shape, sizes)
             return
         unit = 1
         if plan.vectors and not (shape.N % 4 or shape.by_t % 4 or shape.by_b % 4):
@@ -258,9 +258,9 @@ _INTERPRETER = threading.Lock()
 def _interpret(
     program: Program,
     function: str,
-    plan: Geometry,
+    plan: Spread,
     pointers: Sequence[Tensor | None],
-    shape: scan.Geometry,
+    shape: Geometry,
     sizes: tuple[int, ...],
 ) -> None:
     programs = shape.B * -(-shape.N // plan.block)
@@ -271,7 +271,7 @@ def _interpret(
         run[(programs,)](*pointers, *_integers(shape, sizes, 1), **constants, num_warps=plan.warps, **OPTIONS)
 
 
-def _integers(shape: scan.Geometry, sizes: tuple[int, ...], unit: int) -> tuple[int, ...]:
+def _integers(shape: Geometry, sizes: tuple[int, ...], unit: int) -> tuple[int, ...]:
     rows = (shape.N // unit, shape.by_t // unit, shape.by_b // unit)
     return (shape.T, shape.B, *rows, *shape.strides(sizes))
 

@@ -1,10 +1,9 @@
-"""A native layer's `unroll` as one kernel: which tensors its step reads, and the kernel for them."""
+"""A native layer's `unroll` as one kernel call, or why it is none."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,96 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.fused import executor, launch_triton
-from tracetorch.fused.callers import hooks_on_all_modules, memory_is_all, plain, untouched
+from tracetorch.fused.callers import hooks_on_all_modules, memory_is_all, plain
 from tracetorch.fused.compiler import CompilerError
 from tracetorch.fused.executor import FuseWarning
 from tracetorch.fused.graph import GraphError, used
-from tracetorch.fused.reads import Reads, read
-from tracetorch.fused.scan import Kernel, build, drawn, prepared, scan
+from tracetorch.fused.kernel import Kernel
+from tracetorch.fused.layer_kernels import kernel_of, others_of, reads_of, tensors_of
+from tracetorch.fused.reads import Reads
+from tracetorch.fused.scan import drawn, prepared, scan
 
 if TYPE_CHECKING:
     from tracetorch.core.layer import Layer
 
 _DTYPES = (torch.float32, torch.float64)
 _HALVES = (torch.bfloat16, torch.float16)
-_OURS = ("kernels", "overrides", "baked", "trail")  # attributes of `Layer` that no step reads
 
 
 class FuseError(RuntimeError):
     """A layer or an input that the chosen executor cannot run; names both."""
-
-
-def _others(layer: Layer) -> dict[str, Tensor]:
-    """Every parameter and buffer beside the states and the declared parameters, by path.
-
-    Without those of integers: a kernel reads floating point alone, so a step that reads one is refused by the tracer.
-    """
-    hidden = {layer.raw_attribute(name) for name in layer.raw_forms} | set(layer.state_names)
-    # One tensor under two names stands twice: a step may read it by either.
-    found = (*layer.named_parameters(remove_duplicate=False), *layer.named_buffers(remove_duplicate=False))
-    return {path: t for path, t in found if path not in hidden and t.is_floating_point()}
-
-
-def _tensors(layer: Layer) -> dict[str, Tensor]:
-    """What the step reads: the values of the declared parameters, and every other parameter and buffer, by path."""
-    return {**{name: layer.value(name) for name in layer.raw_forms}, **_others(layer)}
-
-
-@contextmanager
-def _replaced(layer: Layer, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Put tensors in the place of those of `_tensors`, for tracing, and back."""
-    saved: list[tuple[dict[str, Any], str, Any]] = []
-    layer.overrides.update((name, tensors[name]) for name in layer.raw_forms)
-    try:
-        for path, tensor in tensors.items():
-            if path in layer.raw_forms:
-                continue
-            owner, _, name = path.rpartition(".")
-            module = layer.get_submodule(owner)
-            store: Any = module._parameters if name in module._parameters else module._buffers
-            saved.append((store, name, store[name]))
-            store[name] = tensor
-        yield
-    finally:
-        layer.overrides.clear()
-        for store, name, tensor in saved:
-            store[name] = tensor
-
-
-def _reads(layer: Layer) -> Reads:
-    """What a step can read, and so what a kernel depends on; the last walk's result as long as nothing changed."""
-    reads: Reads | None = layer.kernels.get("reads")
-    if reads is None or not reads.unchanged():
-        reads = layer.kernels["reads"] = read(layer, (*layer.state_names, *_OURS))
-        if reads.odd:
-            raise GraphError(f"{type(layer).__name__}: {reads.odd}, which no kernel reads")
-    return reads
-
-
-def _kernel(
-    layer: Layer, tensors: Mapping[str, Tensor], dtype: torch.dtype, backward: bool, backend: str, device: str
-) -> Kernel:
-    learned = tuple(name for name, tensor in tensors.items() if backward and tensor.requires_grad)
-    key = (backend, device, dtype, learned, backward, None if _exporting(layer) else _reads(layer).guard)
-    found: Kernel | None = layer.kernels.get(key)
-    if found is not None:
-        return found
-
-    def step(given: Mapping[str, Tensor]) -> Sequence[Tensor]:
-        with _replaced(layer, {name: given[name] for name in tensors}):
-            return layer.step(*(given[name] for name in (*inputs, *layer.state_names)))
-
-    inputs = layer.input_names
-    names = (layer.state_names, tuple(tensors), learned)
-    with untouched(layer, _OURS):
-        kernel = build(step, *names, dtype, backward, backend, device, inputs, layer.output_names)
-    layer.kernels[key] = kernel
-    return kernel
-
-
-def _exporting(layer: Layer) -> bool:
-    """Whether `torch.export` looks at the layer: its tensors stand for others then, and it changes no more."""
-    return torch.compiler.is_compiling() and any(type(t) not in (Tensor, nn.Parameter) for t in layer.parameters())
 
 
 def _aligned(tensor: Tensor, layer: Layer, ndim: int) -> Tensor:
@@ -183,13 +110,13 @@ def _plan(layer: Layer, xs: Tensor, time_dim: int, backend: str) -> _Plan:
     if plan is not None and plan.call == call and plan.reads.unchanged():
         return plan
     with torch.no_grad():  # nothing here is part of a graph
-        result = _check(type(layer).__name__, xs, time_dim, _tensors(layer), backend)
+        result = _check(type(layer).__name__, xs, time_dim, tensors_of(layer), backend)
     example = _step_input(xs, time_dim)
     layer.check_input(example)
-    found = _others(layer)
+    found = others_of(layer)
     unfit = frozenset(name for name, tensor in found.items() if not _fits(tensor, layer, example.shape))
     others = tuple(xs.new_zeros(()) if name in unfit else tensor for name, tensor in found.items())
-    plan = layer.kernels["plan"] = _Plan(call, _reads(layer), example.shape, result, others, unfit, {})
+    plan = layer.kernels["plan"] = _Plan(call, reads_of(layer), example.shape, result, others, unfit, {})
     return plan
 
 
@@ -254,9 +181,9 @@ def unroll(
     backward = grads and (any(learned) or any(t is not None and t.requires_grad for t in (*inputs, *states)))
     kernel = plan.kernels.get((backward, learned))
     if kernel is None:
-        names = (*layer.raw_forms, *_others(layer))
+        names = (*layer.raw_forms, *others_of(layer))
         tensors = dict(zip(names, values, strict=True))
-        kernel = _kernel(layer, tensors, inputs[0].dtype, backward, backend, xs.device.type)
+        kernel = kernel_of(layer, tensors, inputs[0].dtype, backward, backend, xs.device.type)
         _refuse_unfit(layer, kernel, plan.unfit, plan.element)
         plan.kernels[backward, learned] = kernel
     if kernel.signature.draws:
@@ -330,9 +257,9 @@ def handle(layer: Layer, dtype: torch.dtype, backward: bool, device: str) -> str
         with library.outside_tracing():
             tensors = {
                 name: torch.empty(0, requires_grad=backward and tensor.is_floating_point())
-                for name, tensor in _tensors(layer).items()
+                for name, tensor in tensors_of(layer).items()
             }
-            kernel = _kernel(layer, tensors, dtype, backward, backend, device)
+            kernel = kernel_of(layer, tensors, dtype, backward, backend, device)
             # A compiled program's random numbers are its compiler's business.
             return "" if kernel.signature.draws else library.register(kernel)
     except (GraphError, CompilerError):
@@ -349,7 +276,7 @@ def _attempt_compiled(layer: Layer, inputs: Sequence[Tensor], time_dim: int) -> 
     if len(inputs) != len(layer.input_names) or any(each.shape != xs.shape for each in inputs):
         return None
     name = layer.kernel_name(str(xs.dtype)[6:], torch.is_grad_enabled(), xs.device.type)
-    tensors = _tensors(layer)
+    tensors = tensors_of(layer)
     if not name or any(tensor.dtype is not xs.dtype for tensor in (*tensors.values(), *inputs)):
         return None
     example = _step_input(xs, time_dim)
@@ -393,4 +320,4 @@ def source(layer: nn.Module, backend: str, backward: bool = False, dtype: torch.
             raise ValueError(f"source: {type(layer).__name__} is no native layer and not fused; see tt.fuse")
         return str(kernel_source(backend, dtype, backward))
     device = "cuda" if backend == "triton" else "cpu"
-    return _kernel(layer, _tensors(layer), dtype, backward, backend, device).source
+    return kernel_of(layer, tensors_of(layer), dtype, backward, backend, device).source

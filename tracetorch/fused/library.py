@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.fused import scan as _scan
-from tracetorch.fused.scan import Kernel
+from tracetorch.fused.kernel import Kernel, geometry
 
 # By digest: what compiled programs call. As many as there are different kernels in them.
 _KERNELS: dict[str, Kernel] = {}
@@ -69,7 +69,7 @@ def _given(kernel: Kernel, time_dim: int, tensors: Sequence[Tensor]) -> list[Ten
     inputs, states = len(signature.inputs), len(signature.states)
     if len(tensors) != inputs + states + len(signature.parameters):
         raise TypeError(f"tracetorch::scan: {len(tensors)} tensors given, not those of {signature}")
-    shape = _scan.geometry(tensors[0].shape, time_dim)
+    shape = geometry(tensors[0].shape, time_dim)
     one, element, whole = {1}, {shape.N, shape.B * shape.N}, tensors[0].numel()
     allowed = [{whole}] * inputs + [{shape.B * shape.N}] * states + [one | element] * len(signature.parameters)
     for tensor, sizes in zip(tensors, allowed, strict=True):

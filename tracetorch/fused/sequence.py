@@ -17,13 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.fused import compiler, executor, kernel_c, kernel_triton, launch_triton
+from tracetorch.fused.build import compiled
 from tracetorch.fused.callers import memory_is_all
 from tracetorch.fused.executor import FuseWarning
 from tracetorch.fused.graph import Graph, GraphError, Ref, narrowed
 from tracetorch.fused.hoist import LayerStep, LayerTrace, Prelude, prepare
+from tracetorch.fused.kernel import Kernel
 from tracetorch.fused.precision import refuse_rounding
 from tracetorch.fused.reads import Reads, read
-from tracetorch.fused.scan import Kernel, compiled, scan
+from tracetorch.fused.scan import scan
 from tracetorch.fused.signature import Signature
 from tracetorch.fused.trace import Traced, trace
 

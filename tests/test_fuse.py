@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import norse.torch as no
 import numpy as np
@@ -151,12 +152,15 @@ def test_float64(name):
         assert_bits(ours.states[state], own.states[state])
 
 
-def test_float64_that_counts_in_float32_runs_the_layers_own_code_and_says_so():
-    layer = sl.LIF(tau_mem=5.0, norm_input=False)  # its spikes are float32, times a threshold of float32
-    fused = fused_twin(layer)
+@pytest.mark.parametrize("threshold", [1.0, 0.3])
+def test_float32_within_float64_is_rounded_as_the_layer_rounds_it(threshold):
+    layer = sl.LIF(tau_mem=5.0, norm_input=False, spike_threshold=torch.tensor(threshold))
+    fused = fused_twin(layer)  # its spikes are float32, times a threshold of float32
     xs = normal(CASES["sinabs.LIF"], 30, 2, 7, torch.float64).transpose(0, 1)
-    with pytest.warns(FuseWarning, match="mul computes in float32 on an input of float64"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FuseWarning)
         ours = fused(xs)
+    assert float(ours.detach().max()) > 1  # several spikes a step
     assert_bits(ours, layer(xs))
     assert_bits(fused.v_mem, layer.v_mem)
 

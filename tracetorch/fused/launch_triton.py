@@ -230,8 +230,9 @@ def _holes(signature: Signature, function: str) -> tuple[str, ...]:
     if function == "forward":
         kinds, names = {"first": "zeros"}, signature.forward_pointers
     else:
-        # The states before the first chunk are saved like those before any other.
-        kinds, names = {"d_last": "zeros", "d_first": "empty", "first": "null"}, signature.backward_pointers
+        # The states before the first chunk are saved like those before any other; over no step there are none.
+        kinds = {"d_last": "zeros", "d_first": "empty", "saved": "empty", "first": "null"}
+        names = signature.backward_pointers
     known = {f"{kind}_{signature.plain[state]}": hole for kind, hole in kinds.items() for state in signature.states}
     return tuple(known.get(name, "") for name in names)
 

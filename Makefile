@@ -7,7 +7,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.stamp-env
 WHEEL := build/wheel
-SOURCES = $(wildcard tracetorch/*.py tracetorch/*/*.py adapters/*.py cli/*.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo test sweep bench bench-gpu test-gpu lint wheel-test clean

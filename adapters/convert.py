@@ -54,7 +54,11 @@ def build(spec: NeuronSpec, framework: str, stock: bool = False) -> Any:
     """
     if not isinstance(spec, NeuronSpec):
         raise TypeError(f"build: spec is {type(spec).__name__}; give a NeuronSpec, such as adapters.spec(layer)")
-    made: Any = adapter(framework).build(spec, Building("(one layer)", framework, stock))
+    building = Building("(one layer)", framework, stock)
+    if spec.spike_count != "none" and spec.surrogate is None:
+        why = "a layer that spikes has a surrogate gradient, and which one is not said"
+        raise building.impossible("surrogate", None, why, "spec.replace(surrogate=Surrogate('zero')) for no gradient")
+    made: Any = adapter(framework).build(spec, building)
     return made.to_jax() if framework == "brainpy" else made
 
 

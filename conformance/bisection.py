@@ -84,8 +84,10 @@ def _smallest(case: Case, subjects: tuple[Subject, Subject]) -> tuple[NeuronSpec
     not part, and why not if they cannot be compared.
     """
     one, other = (_outputs(subject, case.spec, case.x, case.lengths) for subject in subjects)
-    if isinstance(one, str) or isinstance(other, str):
-        return f"the first: {one}" if isinstance(one, str) else f"the second: {other}"
+    if isinstance(one, str):
+        return f"the first: {one}"
+    if isinstance(other, str):
+        return f"the second: {other}"
     apart = _parts(case.spec, one, other)
     if not apart.any():
         return None
@@ -106,11 +108,17 @@ def bisect(
 
     Only cases that both express are compared, and only their outputs.
 
+    Args:
+        cases: names, requirements or groups of them; None: all.
+        progress: called with the name of each case before it is run.
+
     Raises:
-        ValueError: an unknown case.
+        ValueError: an unknown case, or none at all.
         SubjectError: a subject that does not describe itself; two that share no case, so that nothing was compared.
     """
     chosen = select(cases)
+    if not chosen:
+        raise ValueError("cases=[]: no case to compare; name some, or give None for all")
     names = (check_description(a.describe())["name"], check_description(b.describe())["name"])
     best: Parting | None = None
     alone = []
@@ -124,6 +132,9 @@ def bisect(
             spec, x, one, other = found
             best = Parting(names, case.name, spec, x, (one, other))
     if len(alone) == len(chosen):
-        both = f"{names[0]} and {names[1]}"
-        raise SubjectError(f"nothing to compare: {both} both express none of the {len(chosen)} cases; {alone[0]}")
+        asked = f"{len(chosen)} case{'' if len(chosen) == 1 else 's'} asked"
+        raise SubjectError(
+            f"nothing to compare: {names[0]} and {names[1]} share none of the {asked}; {alone[0]}; ask cases that both "
+            "express"
+        )
     return best

@@ -28,6 +28,10 @@ def build():
         fc1.weight.mul_(4), fc2.weight.mul_(4)
     return nn.Sequential(fc1, snn.Leaky(0.9, init_hidden=True, learn_beta=True), fc2, snn.Leaky(0.8, init_hidden=True))
 
+def constant():
+    fc1, _, fc2, _ = build()
+    return nn.Sequential(fc1, snn.Leaky(0.9, init_hidden=True), fc2, snn.Leaky(0.8, init_hidden=True))
+
 class Loop(nn.Module):
     def __init__(self):
         super().__init__()
@@ -129,6 +133,18 @@ def test_the_files_rebuild_the_network(place, to, capsys):
     report = json.loads((folder / "out" / "report.json").read_text())
     assert report["ok"] is True
     assert [row["name"] for row in report["layers"]] == ["0", "1", "2", "3"]
+
+
+def test_the_files_rebuild_the_stages_of_brainpy(place):
+    pytest.importorskip("brainpy_state")
+    folder, name = place
+    assert convert(place, "constant", "brainpy", "--time-dim", "0") == 0
+    net, x = importlib.import_module(name).constant(), torch.from_numpy(np.load(folder / "x.npy"))
+    with torch.no_grad():
+        expected = torch.stack([net(step) for step in x])
+        found = load(folder)(x.transpose(0, 1)).transpose(0, 1)
+    assert expected.any()
+    assert torch.equal(found, expected)
 
 
 def test_a_network_with_a_loop_and_a_file_that_needs_only_its_target(place):

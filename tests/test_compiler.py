@@ -46,7 +46,9 @@ def test_the_cache_is_used(cache, monkeypatch):
     assert sorted(path.suffix for path in cache.iterdir()) == [".lock", ".sha256", ".so"]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "no digest", "planted", "writable", "link"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "flipped", "no digest", "no text", "planted", "writable", "group", "link"]
+)
 def test_a_damaged_or_planted_entry_is_built_again(cache, damage, tmp_path):
     compiler.load(SOURCE)
     (library,) = cache.glob("*.so")
@@ -65,9 +67,11 @@ def test_a_damaged_or_planted_entry_is_built_again(cache, damage, tmp_path):
             "planted": b"x",
         }
         library.write_bytes(spoilt.get(damage, code))
-        library.chmod(0o666 if damage == "writable" else 0o600)
+        library.chmod({"writable": 0o602, "group": 0o620}.get(damage, 0o600))
     if damage == "no digest":
         digest.unlink()
+    if damage == "no text":
+        digest.write_bytes(b"\xff" * 64)
     if damage == "planted":
         digest.write_text("0" * 64)
     before = library.lstat().st_ino
@@ -146,6 +150,7 @@ def test_a_process_killed_during_a_build_leaves_nothing_that_is_used(cache, tmp_
     fake_compiler(tmp_path, 'exec $REAL "$@"')
     assert float(finished(child(LAYER, CC=stuck))) > 0
     assert len(list(cache.glob("*.so"))) == 1
+    assert not [path for path in cache.iterdir() if path.is_dir()]  # what the dead process left is cleared away
 
 
 def test_a_cache_made_on_another_processor_is_not_used(cache, monkeypatch):

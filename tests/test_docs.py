@@ -471,6 +471,21 @@ def test_the_house_is_described_as_it_stands() -> None:
         assert any(f"`{package}`" in row for row in rows), package
 
 
+@pytest.mark.parametrize(
+    ("folder", "page"),
+    [("tracetorch/fused", "engine.md"), ("adapters/fusing", "architecture.md")],
+    ids=["fused", "fusing"],
+)
+def test_every_file_of_a_room_is_named(folder: str, page: str) -> None:
+    """And no other: what a page says of a file's content is said of a file that is there."""
+    files = {path.name for path in (ROOT / folder).glob("*.py")} - {"__init__.py"}
+    rows = [line for line in read(ROOT / "docs" / page).splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if page == "engine.md" or f"`{folder}/`" in row]
+    named = {name for row in rows for name in re.findall(r"`(\w+\.py)`", row)}
+    assert files
+    assert named == files
+
+
 def test_the_checkers_reject(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stale cell, a wrong percentage and a claim of equality are seen."""
     row = next(row for row in conversion_rows() if row["native"] == "exact / exact")

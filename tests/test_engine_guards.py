@@ -1,7 +1,9 @@
 """Every Python value that a step reads is a guard: changed, the step is traced anew, wherever the value stands."""
 
+import enum
 import sys
 import types
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -9,10 +11,14 @@ import torch
 
 import tracetorch as tt
 from tests.layer_cases import assert_bits, noise
+from tracetorch.fused import layer_kernels
+from tracetorch.fused.kernel import Kernel
 from tracetorch.fused.reads import read
 
 GAIN = 0.5
 GAINS = {"gain": 0.5}
+NESTED = {"gains": [[0.5], {"x": 0.5}]}
+SPACE = types.SimpleNamespace(inner=types.SimpleNamespace(gain=0.5))
 HELPERS = types.ModuleType("tests_helpers_of_a_user")
 HELPERS.gain = 0.5
 
@@ -29,10 +35,26 @@ class Config:
     gain = 0.5
 
 
+class Gain(enum.Enum):
+    HALF = 0.5
+    QUARTER = 0.25
+
+
+@dataclass
+class Settings:
+    """Of a user: a global object."""
+
+    gain: float = 0.5
+
+
+SETTINGS, CHOSEN, SCALAR = Settings(), Gain.HALF, np.float32(0.5)
+
+
 class Reader(tt.snn.Layer):
     """mem' = gain * mem + x, whose gain stands where `gain` looks for it."""
 
     leak = 0.5
+    leaks = [[0.5]]  # noqa: RUF012
     method_gain = 0.5
 
     def __init__(self, gain):
@@ -69,6 +91,10 @@ def _set_bytes(layer, monkeypatch):
     layer.bytes[0] = 3
 
 
+def _other(items):
+    items[0] = 0.75 - items[0]
+
+
 def _global(name, value):
     return lambda layer, monkeypatch: monkeypatch.setitem(globals(), name, value)
 
@@ -93,6 +119,23 @@ PLACES = {
     "of a class that is an attribute": (lambda self, mem: mem * self.config.gain, _attribute(Config, "gain", 0.25)),
     "in an array": (lambda self, mem: mem * float(self.array[0]), _set_array),
     "size of a set": (lambda self, mem: mem / len(self.chosen), _set_members),
+    "in a global object": (lambda self, mem: mem * SETTINGS.gain, _attribute(SETTINGS, "gain", 0.25)),
+    "another global object": (lambda self, mem: mem * SETTINGS.gain, _global("SETTINGS", Settings(0.25))),
+    "in a namespace": (lambda self, mem: mem * SPACE.inner.gain, _attribute(SPACE.inner, "gain", 0.25)),
+    "an enum's member": (lambda self, mem: mem * CHOSEN.value, _global("CHOSEN", Gain.QUARTER)),
+    "a number of NumPy's": (lambda self, mem: mem * float(SCALAR), _global("SCALAR", np.float32(0.25))),
+    "in a nested list": (
+        lambda self, mem: mem * NESTED["gains"][0][0],
+        lambda layer, monkeypatch: _other(NESTED["gains"][0]),
+    ),
+    "in a nested dictionary": (
+        lambda self, mem: mem * NESTED["gains"][1]["x"],
+        lambda layer, monkeypatch: monkeypatch.setitem(NESTED["gains"][1], "x", 0.25),
+    ),
+    "in a nested list of the class": (
+        lambda self, mem: mem * self.leaks[0][0],
+        lambda layer, monkeypatch: _other(Reader.leaks[0]),
+    ),
     "in a bytearray": (lambda self, mem: mem / self.bytes[0], _set_bytes),
 }
 
@@ -146,6 +189,24 @@ def test_what_is_read_twice_without_a_change_is_the_same():
     assert one.guard == two.guard
     assert hash(one.guard) == hash(two.guard)
     assert one.unchanged()
+
+
+def test_a_global_of_an_attribute_s_name_is_nobody_s_business(monkeypatch):
+    layer = Reader(lambda self, mem: mem * self.leak)
+    monkeypatch.setitem(globals(), "leak", 1)
+    reads = reads_of(layer)
+    monkeypatch.setitem(globals(), "leak", 2)
+    assert reads.unchanged()
+    assert reads_of(layer).guard == reads.guard
+
+
+def test_kernels_of_a_value_that_changes_at_every_call_do_not_pile_up(monkeypatch):
+    monkeypatch.setattr(layer_kernels, "_KEPT", 2)
+    layer, xs = Reader(lambda self, mem: mem * self.leak), noise(2, 1, 3)
+    for k in range(4):
+        layer.leak = k / 100
+        layer.unroll(xs)
+    assert sum(isinstance(kernel, Kernel) for kernel in layer.kernels.values()) == 2
 
 
 def test_the_house_s_own_layers_cost_no_look_at_their_code():

@@ -156,7 +156,7 @@ SINGLE = {
     "difference": lambda x, mem: x.float() - 0.3,
     "quotient": lambda x, mem: x.float() / mem.float(),
     "quotient of a number": lambda x, mem: 0.7 / mem.float(),
-    "root": lambda x, mem: mem.float().abs() / 3,
+    "third of a magnitude": lambda x, mem: mem.float().abs() / 3,
     "several": lambda x, mem: (x.float() * mem.float() - 0.1) / 3 * x,
 }
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tracetorch import adapters, conformance
+from tracetorch.functional.surrogates import Surrogate
 
 STEPS, BATCH = 12, 3
 
@@ -114,6 +115,7 @@ def test_sinabs_resets_what_it_trained(layer: nn.Module) -> None:
     model = nn.Sequential(nn.Linear(8, 8), adapters.build(adapters.spec(layer), "sinabs"))
     x = sample().transpose(0, 1)
     first = model(x)
+    assert first.any()
     first.sum().backward()
     sinabs.reset_states(model)
     assert torch.equal(model(x), first)
@@ -169,8 +171,10 @@ def test_a_subject_is_given_every_field() -> None:
 def test_bisect_is_not_content_with_nothing() -> None:
     pair = Tiny("a"), Tiny("b")
     assert conformance.bisect(*pair, ["comparison.strict"]) is None
-    with pytest.raises(conformance.SubjectError, match=r"a and b both express none of the \d+ cases"):
+    with pytest.raises(conformance.SubjectError, match=r"a and b share none of the \d+ cases? asked; .*: the first: "):
         conformance.bisect(*pair, ["inhibition.winner"])
+    with pytest.raises(ValueError, match=r"^cases=\[\]: no case"):
+        conformance.bisect(*pair, [])
 
 
 # ---- what is not installed -------------------------------------------------------------------------------------------
@@ -240,6 +244,26 @@ def test_what_is_no_network_or_no_sample_is_named() -> None:
         adapters.Pipeline(net)(x.numpy())
     with pytest.raises(adapters.ConversionError, match=r"Pipeline.*convert each stage, .*stages\[0\]\.module"):
         tt.convert(adapters.Pipeline(net), to="sinabs", sample=x, time_dim=0)
+
+
+@pytest.mark.parametrize("stock", [False, True])
+@pytest.mark.parametrize("to", adapters.FRAMEWORKS)
+def test_a_spec_of_spikes_without_a_surrogate_is_refused_by_it(to: str, stock: bool) -> None:
+    pytest.importorskip("brainpy_state" if to == "brainpy" else to)
+    spec = adapters.spec(snn.Leaky(0.9, reset_mechanism="zero"))
+    with pytest.raises(adapters.ConversionError, match=r"surrogate=None: .*Surrogate\('zero'\)") as caught:
+        adapters.build(spec.replace(surrogate=None), to, stock)
+    assert caught.value.field == "surrogate"
+
+
+def test_what_the_remedy_names_is_a_surrogate_without_a_gradient() -> None:
+    spec = adapters.spec(snn.Leaky(0.9, reset_mechanism="zero")).replace(surrogate=Surrogate("zero"))
+    x = sample().requires_grad_()
+    y = adapters.build(spec, "tracetorch").unroll(x)
+    y.sum().backward()
+    assert y.any()
+    assert x.grad is not None
+    assert not x.grad.any()
 
 
 def test_a_sequence_without_its_time_dim_is_one_step_and_said_to_be() -> None:

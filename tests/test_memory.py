@@ -68,6 +68,40 @@ def test_what_waits_is_bounded_given_back_and_can_be_switched_off():
         memory.limit(-1)
 
 
+def test_a_block_serves_its_own_size_and_the_latest_one_first():
+    larger, first, last = (memory.empty((n << 19,), torch.float32) for n in (2, 1, 1))
+    expected = last.data_ptr()
+    del larger
+    del first
+    del last
+    again = memory.empty((1 << 19,), torch.float32)
+    assert again.data_ptr() == expected  # its lines may still be in the caches
+    other = memory.empty((1 << 19,), torch.float32)
+    assert memory.waiting() == 4 << 20  # the larger one
+    del again, other
+
+
+def test_the_block_that_waited_longest_goes_first():
+    first, last = (memory.empty((1 << 19,), torch.float32) for _ in range(2))
+    expected = last.data_ptr()
+    del first
+    del last
+    memory.limit(2 << 20)
+    assert memory.waiting() == 2 << 20
+    assert memory.empty((1 << 19,), torch.float32).data_ptr() == expected
+
+
+def test_out_of_memory_what_waits_is_given_back_first(monkeypatch):
+    def none(pool, size):
+        raise OSError(12, "Cannot allocate memory")
+
+    waits = memory.empty(BIG, torch.float32)
+    del waits
+    monkeypatch.setattr(memory._Pool, "take", none)
+    assert memory.empty(BIG, torch.float32).shape == BIG
+    assert memory.waiting() == 0
+
+
 def test_tensors_of_the_pool_are_ordinary():
     a = memory.empty(BIG, torch.float32).fill_(3).requires_grad_()
     (a * a).sum().backward()

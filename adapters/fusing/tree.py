@@ -19,6 +19,8 @@ from tracetorch.core.layer import Layer
 
 # What a copy begins without: kernels, the report, and what `Module.compile` made, which calls the original.
 _LEFT_OUT = frozenset({*OWN, "_compiled_call_impl"})
+# How deep a value is searched for a module of the tree, and copied: data lies deeper, and is shared.
+_SEARCHED, _COPIED = 4, 6
 
 
 class Tree:
@@ -53,7 +55,7 @@ class Tree:
         """An attribute's value: containers anew, what refers to a module of the tree made to refer to its copy."""
         if id(value) in self.shells:
             return self.shells[id(value)]
-        if isinstance(value, (Tensor, nn.Module, type, str, int, float)) or value is None or depth > 6:
+        if isinstance(value, (Tensor, nn.Module, type, str, int, float)) or value is None or depth > _COPIED:
             return value
         if id(value) in self.copies:
             return self.copies[id(value)]
@@ -138,7 +140,7 @@ class Tree:
         """Whether a module of the tree is within reach of a value."""
         if id(value) in self.shells:
             return True
-        if depth > 4:
+        if depth > _SEARCHED:
             return False
         inner: Iterable[Any] = ()
         if isinstance(value, types.MethodType):

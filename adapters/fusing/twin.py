@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.fused import executor
+from tracetorch.fused.callers import hooks_on_all_modules
 from tracetorch.fused.hoist import LayerStep
 from tracetorch.fused.layers import FuseError
 from tracetorch.fused.sequence import Result, Sequencer, Unfused
@@ -132,10 +133,7 @@ def _new(mixin: type[Twin], original: type[nn.Module], *arguments: Any) -> nn.Mo
 def hooked(module: nn.Module) -> bool:
     """Whether somebody listens to the calls of a module: then each step must be a call."""
     here = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    everywhere = torch.nn.modules.module
-    return any(getattr(module, name, None) for name in here) or any(
-        getattr(everywhere, f"_global{name}", None) for name in here
-    )
+    return any(getattr(module, name, None) for name in here) or hooks_on_all_modules()
 
 
 def stacked(results: Sequence[Any], time_dim: int) -> Any:

@@ -64,7 +64,7 @@ class _Writer:
         if isinstance(module, Lifted):
             return f"{self.lifted(path, module)}()"
         if framework_of(module) is not None:
-            return self.neuron(module)
+            return self.neuron(path, module)
         inner = getattr(module, "module", None)
         if type(module).__name__ in ("Repeat", "PerStep") and isinstance(inner, nn.Module):
             place = type(module).__module__
@@ -80,15 +80,19 @@ class _Writer:
         self.imports.add("from collections import OrderedDict")
         return f"nn.Sequential(OrderedDict([{', '.join(items)}]))"
 
-    def neuron(self, module: nn.Module) -> str:
+    def neuron(self, path: str, module: nn.Module) -> str:
         """A neuron from its spec: the framework's own class or ours."""
         spec, framework = adapter_of(module).spec(module), framework_of(module)
         stock = _stock(module, spec)
         if stock is not None:
             self.imports.update(stock[0])
             return stock[1]
-        self.imports.add("from tracetorch.adapters import build as build_neuron")
         self.imports.add("from tracetorch import NeuronSpec")
+        if framework == "brainpy":  # whose own layers are no modules: a stage holds one
+            self.imports.add("from tracetorch.adapters.base import Building")
+            self.imports.add("from tracetorch.adapters.brainpy import build as build_stage")
+            return f"build_stage(NeuronSpec.from_json({spec.to_json()!r}), Building({path!r}, {framework!r}))"
+        self.imports.add("from tracetorch.adapters import build as build_neuron")
         return f"build_neuron(NeuronSpec.from_json({spec.to_json()!r}), {framework!r})"
 
     # ---- classes ----

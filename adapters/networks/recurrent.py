@@ -210,11 +210,13 @@ class RecurrentAdapter(AdapterOfInside):
         return outputs, states
 
     def _run(self, layer: nn.Module, xs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Outputs and states after every step, each [T, B, ...], from the present state."""
         if not self.STEPPED:
             return self._sequence(layer, xs)
         spec = self.spec(layer)
         holder: Any = layer.neuron if isinstance(layer, Stepped) else layer
-        outputs, recorded = [], {name: [] for name in spec.states}  # type: ignore[var-annotated]
+        outputs: list[Tensor] = []
+        recorded: dict[str, list[Tensor]] = {name: [] for name in spec.states}
         for x in xs:
             result = layer(x)
             outputs.append(result[0] if isinstance(result, tuple) else result)
@@ -223,6 +225,7 @@ class RecurrentAdapter(AdapterOfInside):
         return torch.stack(outputs), {name: torch.stack(series) for name, series in recorded.items()}
 
     def _sequence(self, layer: nn.Module, xs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """As `_run`, of sinabs's layers; without states where they are another class's to record."""
         if not isinstance(layer, Sequenced):
             return layer(xs.transpose(0, 1)).transpose(0, 1), {}
         source: Any = layer.neuron

@@ -21,7 +21,7 @@ from norse.torch.module.lif_box import LIFBoxCell
 from norse.torch.module.snn import SNN, SNNCell, SNNRecurrent, SNNRecurrentCell
 from torch import Tensor, nn
 
-from tracetorch.adapters.base import readable
+from tracetorch.adapters.base import original, readable
 from tracetorch.adapters.norse.layers import Cell
 from tracetorch.core.spec import NeuronSpec, Parameter, SpecError
 from tracetorch.functional.surrogates import Surrogate
@@ -69,13 +69,8 @@ def is_neuron(module: nn.Module) -> bool:
     return isinstance(module, (SNN, SNNCell, SNNRecurrent, SNNRecurrentCell))
 
 
-def _class(layer: nn.Module) -> type:
-    """The class of a layer, or of the one that `tt.fuse` made it from."""
-    return getattr(type(layer), "twin_of", type(layer))
-
-
 def _kind(layer: nn.Module) -> _Kind:
-    cls = _class(layer)
+    cls = original(layer)
     if cls not in _KINDS:
         known = ", ".join(stock.__name__ for stock in _KINDS)
         raise SpecError(f"{cls.__module__}.{cls.__qualname__}: of Norse's neurons {known} can be read")
@@ -102,7 +97,7 @@ def _parameters(layer: Any) -> dict[str, Parameter]:
         if not isinstance(attrgetter(path)(layer), Tensor):
             raise SpecError(f"{path}={attrgetter(path)(layer)!r:.60}: only a tensor can be read")
         found[name] = readable(layer, path, raw)
-    if _class(layer) is IAFCell and not isinstance(layer.p.v_reset, nn.Parameter):
+    if original(layer) is IAFCell and not isinstance(layer.p.v_reset, nn.Parameter):
         # Quirk of 1.1.0: IAFCell's initial state is its own v_reset, of which it requires a gradient from then on.
         found["reset_value"] = Parameter(found["reset_value"].value)
     return found
@@ -171,12 +166,14 @@ def trace(layer: nn.Module, xs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def carried(layer: nn.Module, xs: Tensor, state: Any) -> tuple[Tensor, dict[str, Tensor], Any]:
-    """`trace` from a state, None for the initial one; returns the last state too."""
+    """`trace` from a state, None for the initial one; returns the last state too. xs: [T, B, ...]."""
     called: Any = layer
     if isinstance(layer, SNN):
         shown, called.record_states = called.record_states, True
-        outputs, after = called(xs, state)
-        called.record_states = shown
+        try:
+            outputs, after = called(xs, state)
+        finally:
+            called.record_states = shown
         last = type(after)(*(value[-1] for value in after))
         return outputs, {_named(name): value for name, value in after._asdict().items()}, last
     found, kept = [], []

@@ -106,7 +106,8 @@ def _parametric(decay: Parameter, value: Tensor, arguments: dict[str, Any], buil
 def build(spec: NeuronSpec, building: Building) -> nn.Module:
     """A `LIFNode`, `ParametricLIFNode` or `IFNode`, in step_mode "s"; where these have not the choice, a `Node`."""
     ours: Callable[[], nn.Module] = lambda: Node(formed(spec, building))  # noqa: E731
-    if building.stock and (spec.output != "spikes" or spec.synapse != "none" or spec.surrogate is None):
-        field, value = ("output", spec.output) if spec.output != "spikes" else ("synapse", spec.synapse)
-        raise building.impossible(field, value, "SpikingJelly's nodes have no such", "stock=False")
+    if building.stock and spec.output != "spikes":
+        raise building.impossible("output", spec.output, "SpikingJelly's nodes emit spikes", "stock=False")
+    if building.stock and spec.synapse != "none":
+        raise building.impossible("synapse", spec.synapse, "SpikingJelly's nodes have no synapse", "stock=False")
     return settle(_losses(spec, building), building, lambda: _node(spec, building), ours)

@@ -9,7 +9,7 @@ import torch
 from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor, nn
 
-from tracetorch.adapters.base import readable
+from tracetorch.adapters.base import original, readable
 from tracetorch.adapters.spikingjelly.layers import Node, Spike
 from tracetorch.core.spec import NeuronSpec, Parameter, SpecError
 from tracetorch.functional.surrogates import Surrogate
@@ -34,11 +34,6 @@ SURROGATES: Mapping[type, str] = {
 def is_neuron(module: nn.Module) -> bool:
     """Any node of SpikingJelly."""
     return isinstance(module, (neuron.BaseNode, neuron.SimpleBaseNode, neuron.NonSpikingBaseNode))
-
-
-def _kind(layer: nn.Module) -> type:
-    """The class of a layer, or of the one that `tt.fuse` made it from."""
-    return getattr(type(layer), "twin_of", type(layer))
 
 
 def _surrogate(function: Any) -> tuple[Surrogate, bool]:
@@ -82,8 +77,8 @@ def spec(layer: nn.Module, dt: float | None = None) -> NeuronSpec:
     """
     if isinstance(layer, Node):
         return layer.neuron.spec
-    if _kind(layer) not in _STOCK:
-        cls = type(layer)
+    cls = original(layer)
+    if cls not in _STOCK:
         known = ", ".join(stock.__name__ for stock in _STOCK)
         raise SpecError(f"{cls.__module__}.{cls.__qualname__}: of SpikingJelly's neurons {known} can be read")
     source: Any = layer
@@ -137,15 +132,15 @@ def trace(layer: nn.Module, xs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def carried(layer: nn.Module, xs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """`trace` from the present state."""
+    """`trace` from the present state. xs: [T, B, ...]."""
     node: Any = layer
     if node.step_mode == "m" and not isinstance(node, Node):
-        shown = node.store_v_seq
-        node.store_v_seq = True
-        outputs = node.multi_step_forward(xs)
-        membranes = node.v_seq
-        node.store_v_seq = shown
-        return outputs, {"v_mem": membranes}
+        shown, node.store_v_seq = node.store_v_seq, True
+        try:
+            outputs = node.multi_step_forward(xs)
+            return outputs, {"v_mem": node.v_seq}
+        finally:
+            node.store_v_seq = shown
     names = {"v_mem": "v", **{name: name for name in (node._synaptic if isinstance(node, Node) else ())}}
     found, recorded = [], {name: list[Tensor]() for name in names}
     for x in xs:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tracetorch.adapters.networks.states import attribute
 from tracetorch.conformance.protocol import Array, Arrays
 from tracetorch.conformance.subjects.layers import LayerSubject
 
@@ -51,7 +52,7 @@ class Sinabs(LayerSubject):
         """The buffers; of an ALIF with a synapse as in `call`."""
         if {"adaptation", "i_syn"} <= set(self.states):
             return {} if self.calls > 1 else dict(self.last)
-        return {name: getattr(layer, "b" if name == "adaptation" else name) for name in self.states}
+        return {name: getattr(layer, attribute(self.framework, name)) for name in self.states}
 
     def run(self, x: Array, calls: Sequence[int], grad_output: Array | None) -> Arrays:
         """As `Subject.run`."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tracetorch.adapters.networks.states import attribute
 from tracetorch.conformance.subjects.layers import LayerSubject
-
-_BUFFERS = {"v_mem": "mem", "i_syn": "syn", "i_exc": "syn_exc", "i_inh": "syn_inh"}
 
 
 class SnnTorch(LayerSubject):
@@ -26,4 +25,4 @@ class SnnTorch(LayerSubject):
 
     def final(self, layer: nn.Module) -> dict[str, Tensor]:
         """The buffers."""
-        return {name: getattr(layer, _BUFFERS.get(name, name)) for name in self.states}
+        return {name: getattr(layer, attribute(self.framework, name)) for name in self.states}

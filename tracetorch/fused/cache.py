@@ -2,13 +2,13 @@
 
 An entry is `<key><suffix>` beside `<key>.sha256`, the digest of its bytes. It is used only if it and its folder belong
 to the user, nobody else can write them, and its bytes have that digest; anything else is made again and put in its
-place. One process makes an entry while others that want it wait; a lock dies with its process. Where the folder cannot
-be used (read-only, full, somebody else's), entries are made in a folder of the process's own.
+place. One process makes an entry while others that want it wait; a lock dies with its process, and the next maker of
+the entry clears away what was left of it. Where the folder cannot be used (read-only, full, somebody else's), entries
+are made in a folder of the process's own.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import hashlib
 import os
@@ -17,6 +17,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 
@@ -47,7 +48,7 @@ def _trusted(file: Path, digest: Path) -> bool:
 
 def _made(within: Path, name: str, digest: Path, make: Callable[[Path], None]) -> Path:
     """Make an entry in a private folder of the cache, then move the two files into place, the digest last."""
-    with tempfile.TemporaryDirectory(dir=within) as private:
+    with tempfile.TemporaryDirectory(dir=within, prefix=f"{digest.stem}-") as private:
         made = Path(private) / name
         make(made)
         made.chmod(0o600)
@@ -60,23 +61,37 @@ def _made(within: Path, name: str, digest: Path, make: Callable[[Path], None]) -
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time; where the file system has no locks, all at once, which is only slower."""
+def _locked(path: Path) -> Iterator[bool]:
+    """One process at a time; where the file system has no locks (False), all at once, which is only slower."""
     try:
         import fcntl
     except ImportError:
-        yield
+        yield False
         return
     with open(path, "w", encoding="ascii") as file:
-        with contextlib.suppress(OSError):
+        try:
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        except OSError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            # Closing is not enough: a child that another thread forked meanwhile has the file open too.
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _make_private(folder: Path) -> None:
+    """A folder of the user alone, its parents too: those of `Path.mkdir` would be as open as the umask leaves them."""
+    if folder.parent != folder and not folder.parent.is_dir():
+        _make_private(folder.parent)
+    folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def _usable(folder: Path) -> bool:
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return _own(folder) and os.access(folder, os.W_OK | os.X_OK)
+        _make_private(folder)
+        return _own(folder)  # where it cannot be written, its entries still serve
     except OSError:
         return False
 
@@ -85,21 +100,28 @@ def _entry(within: Path, key: str, suffix: str, make: Callable[[Path], None]) ->
     file, digest = within / f"{key}{suffix}", within / f"{key}.sha256"
     if _trusted(file, digest):
         return file
-    with _locked(within / f"{key}.lock"):
-        return file if _trusted(file, digest) else _made(within, file.name, digest, make)
+    with _locked(within / f"{key}.lock") as alone:
+        if _trusted(file, digest):
+            return file
+        for left in within.glob(f"{key}-*") if alone else ():  # by a process that was killed while it made this entry
+            shutil.rmtree(left, ignore_errors=True)
+        return _made(within, file.name, digest, make)
 
 
 @cache
 def private_folder() -> Path:
     """For this process alone, where the cache cannot be written; removed when it ends."""
-    folder, process = Path(tempfile.mkdtemp(prefix="tracetorch-")), os.getpid()
-
-    def remove() -> None:
-        if os.getpid() == process:  # not by a forked child
-            shutil.rmtree(folder, ignore_errors=True)
-
-    atexit.register(remove)
+    folder = Path(tempfile.mkdtemp(prefix="tracetorch-"))
+    # By the process that made it and no child; those of multiprocessing, which end without `atexit`, remove theirs too.
+    Finalize(None, shutil.rmtree, (folder,), {"ignore_errors": True}, exitpriority=-100)
     return folder
+
+
+def present_private_folder() -> Path:
+    """`private_folder`, made anew where a cleaner of temporary files, or the parent's end, removed it."""
+    if not private_folder().is_dir():
+        private_folder.cache_clear()
+    return private_folder()
 
 
 def entry(
@@ -121,16 +143,16 @@ def entry(
     except RuntimeError:  # a user without a home
         within = None
     if within is None or not _usable(within):
-        within = private_folder()
+        within = present_private_folder()
     try:
         return _entry(within, key, suffix, make)
     except again:
-        return _entry(private_folder(), key, suffix, make)
+        return _entry(present_private_folder(), key, suffix, make)
 
 
 def private_entry(content: str, suffix: str, make: Callable[[Path], None]) -> Path:
     """As `entry`, in the folder of this process alone."""
-    return _entry(private_folder(), _key(content), suffix, make)
+    return _entry(present_private_folder(), _key(content), suffix, make)
 
 
 def _key(content: str) -> str:

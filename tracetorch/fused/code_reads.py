@@ -5,6 +5,8 @@ Only a user's own code is looked at. That of installed packages is taken not to 
 
 from __future__ import annotations
 
+import argparse
+import dis
 import sys
 import types
 from collections.abc import Iterator, Mapping
@@ -34,6 +36,14 @@ def _names(code: types.CodeType) -> frozenset[str]:
     return frozenset(code.co_names).union(*inner)
 
 
+@lru_cache(4096)
+def _globals(code: types.CodeType) -> frozenset[str]:
+    """The names among them that are globals: `beta` itself, and not that of `self.beta`."""
+    inner = [_globals(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    loads = (each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
+    return frozenset(loads).union(*inner)
+
+
 def globals_of(function: types.FunctionType) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The global names that a function of a user's own reads, each with the dictionary that has it.
 
@@ -42,7 +52,7 @@ def globals_of(function: types.FunctionType) -> Iterator[tuple[str, Mapping[str,
     if not users_own(function.__module__):
         return
     names = sorted(_names(function.__code__))
-    for name in names:
+    for name in sorted(_globals(function.__code__)):
         if name not in function.__globals__:
             continue
         value = function.__globals__[name]
@@ -61,6 +71,12 @@ def attributes_of(kind: type) -> Iterator[tuple[type, str, Any]]:
         for name, value in vars(cls).items():
             if not (name.startswith("__") and name.endswith("__")) or name in ("__call__", "__getattr__"):
                 yield cls, name, value
+
+
+def is_data(value: Any) -> bool:
+    """Whether an object is one whose attributes are read: of a user's own class, or a plain namespace."""
+    plain = isinstance(value, (types.SimpleNamespace, argparse.Namespace))
+    return hasattr(value, "__dict__") and (plain or users_own(type(value).__module__))
 
 
 def function_of(value: Any) -> Any:

@@ -81,7 +81,7 @@ def _packed(group: dict[str, str]) -> bytes:
 
 def _unpacked(file: Path) -> dict[str, str]:
     """The same as files, which last as long as the process."""
-    folder = cache.private_folder() / file.stem
+    folder = cache.present_private_folder() / file.stem
     with zipfile.ZipFile(file) as archive:
         archive.extractall(folder)
         return {name: str(folder / name) for name in archive.namelist()}

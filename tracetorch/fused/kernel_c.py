@@ -7,18 +7,21 @@ parameter of fewer values than there are elements begins anew with its first: on
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
 
 from tracetorch.fused.emit_c import BLOCK, PREAMBLE, Body, invariants
-from tracetorch.fused.graph import Graph
+from tracetorch.fused.graph import Graph, GraphError
 from tracetorch.fused.signature import Signature
 from tracetorch.fused.trace import Traced
 
 CHUNK = 32  # steps between two saved states
 STRIP = 64  # elements between two requests for later rows: a burst of them would stall the arithmetic
 AHEAD = 2  # rows asked for before they are needed
+STACK = 1 << 18  # bytes of a thread's stack that a kernel's arrays may take: half of the smallest stack that is usual
+_NARROWEST = 8  # elements of a block
 
 # Elements of a sequence from one step to the next and from one b to the next: `by_t`, `by_b`. `stream`: whether outputs
 # go past the caches. `width`: elements of a job, at most BLOCK. After them the parameters' sizes, and in the backward
@@ -29,9 +32,11 @@ INTEGERS = ("T", "B", "N", "by_t", "by_b", "threads", "stream", "width")
 def _head(name: str, pointers: Sequence[str], signature: Signature, more: Sequence[str] = ()) -> list[str]:
     lines = [f"void {name}(void **pointers, const int64_t *integers) {{"]
     lines += [f"  float *restrict {p} = pointers[{k}];" for k, p in enumerate(pointers)]
-    lines += [f"  const int64_t {i} = integers[{k}];" for k, i in enumerate((*INTEGERS, *signature.sizes, *more))]
+    names = ["given_width" if i == "width" else i for i in (*INTEGERS, *signature.sizes, *more)]
+    lines += [f"  const int64_t {i} = integers[{k}];" for k, i in enumerate(names)]
     return [
         *lines,
+        "  const int64_t width = given_width < BLOCK ? given_width : BLOCK;",
         "  const int64_t blocks = (N + width - 1) / width;",
         "#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)",
         "  for (int64_t job = 0; job < B * blocks; job++) {",
@@ -233,6 +238,25 @@ def _backward(traced: Traced, signature: Signature) -> list[str]:
     return [*lines, "    settle();", "  }", "}"]
 
 
+def _block(lines: Sequence[str], dtype: torch.dtype) -> int:
+    """Elements of a block, so few that the arrays of a function fit on the stack.
+
+    Raises:
+        GraphError: a step of so many states that none would.
+    """
+    declared = re.findall(r"(?:\[(\d+)\])?\[BLOCK\]", "\n".join(lines))
+    element = sum(int(rows or 1) for rows in declared) * dtype.itemsize
+    block = BLOCK
+    while block * element > STACK:
+        block //= 2
+    if block < _NARROWEST:
+        raise GraphError(
+            f"the step's states and parameters take {element} bytes of a kernel's stack for each element, of at most "
+            f"{STACK // _NARROWEST}; split the layer into several of fewer states"
+        )
+    return block
+
+
 def source(traced: Traced, signature: Signature, dtype: torch.dtype) -> str:
     """The C source of a traced step: deterministic, readable; `backward` only if the step's product was traced.
 
@@ -241,12 +265,15 @@ def source(traced: Traced, signature: Signature, dtype: torch.dtype) -> str:
         dtype: float32 or float64, of all tensors.
 
     Raises:
-        GraphError: an operation that cannot be rendered; names it.
+        GraphError: an operation that cannot be rendered; names it. Too many states; says how many bytes.
     """
     lines = _forward(traced, signature)
+    block = _block(lines, dtype)
     if traced.vjp is not None:
-        lines += ["", *_backward(traced, signature)]
+        back = _backward(traced, signature)
+        block = min(block, _block(back, dtype))
+        lines += ["", *back]
     text = "\n".join(lines) + "\n"
     if dtype is torch.float64:
         text = text.replace("float ", "double ").replace("(float)", "(double)")
-    return PREAMBLE.format(block=BLOCK) + "\n" + text
+    return PREAMBLE.format(block=block) + "\n" + text

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tracetorch.core.layer import Layer
 
 _OURS = ("kernels", "overrides", "baked", "trail")  # attributes of `Layer` that no step reads
+_KEPT = 64  # kernels of one layer
 
 
 def others_of(layer: Layer) -> dict[str, Tensor]:
@@ -39,8 +40,9 @@ def tensors_of(layer: Layer) -> dict[str, Tensor]:
 
 @contextmanager
 def _replaced(layer: Layer, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Put tensors in the place of those of `_tensors`, for tracing, and back."""
+    """Put tensors in the place of those of `_tensors`, for tracing, and back; `GraphError` if the step puts others."""
     saved: list[tuple[dict[str, Any], str, Any]] = []
+    put: dict[tuple[int, str], Tensor] = {}  # the last one in each place: a module under two names has two paths
     layer.overrides.update((name, tensors[name]) for name in layer.raw_forms)
     try:
         for path, tensor in tensors.items():
@@ -50,11 +52,16 @@ def _replaced(layer: Layer, tensors: Mapping[str, Tensor]) -> Iterator[None]:
             module = layer.get_submodule(owner)
             store: Any = module._parameters if name in module._parameters else module._buffers
             saved.append((store, name, store[name]))
-            store[name] = tensor
+            put[id(store), name] = store[name] = tensor
         yield
+        changed = {name for store, name, _ in saved if store.get(name) is not put[id(store), name]}
+        if changed:
+            raise GraphError(
+                f"the step changes {', '.join(sorted(changed))} of its layer, which is no state; define_state"
+            )
     finally:
         layer.overrides.clear()
-        for store, name, tensor in saved:
+        for store, name, tensor in reversed(saved):
             store[name] = tensor
 
 
@@ -71,6 +78,18 @@ def reads_of(layer: Layer) -> Reads:
 def kernel_of(
     layer: Layer, tensors: Mapping[str, Tensor], dtype: torch.dtype, backward: bool, backend: str, device: str
 ) -> Kernel:
+    """The kernel of a layer as it is configured now, built where there is none yet.
+
+    Args:
+        tensors: as `tensors_of` gives them; a gradient is wanted of those that require one.
+        dtype: float32 or float64, of the sequences.
+        backward: whether the backward kernel is needed too.
+        backend, device: as of `build`.
+
+    Raises:
+        GraphError: a step that is not pointwise, changes an attribute, or reads what no kernel reads; names it.
+        CompilerError: no C compiler.
+    """
     learned = tuple(name for name, tensor in tensors.items() if backward and tensor.requires_grad)
     key = (backend, device, dtype, learned, backward, None if _exporting(layer) else reads_of(layer).guard)
     found: Kernel | None = layer.kernels.get(key)
@@ -86,6 +105,9 @@ def kernel_of(
     with untouched(layer, _OURS):
         kernel = build(step, *names, dtype, backward, backend, device, inputs, layer.output_names)
     layer.kernels[key] = kernel
+    built = [each for each, value in layer.kernels.items() if isinstance(value, Kernel)]
+    if len(built) > _KEPT:  # a value that changes at every call, annealed for instance
+        del layer.kernels[built[0]]
     return kernel
 
 

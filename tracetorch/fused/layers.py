@@ -160,6 +160,11 @@ def unroll(
 
     bfloat16 and float16 are computed and carried as float32 within the sequence.
 
+    Args:
+        inputs: each [T, B, ...] (`time_dim=0`) or [B, T, ...] (`time_dim=1`), of float32, float64, bfloat16 or float16,
+            as many as the step takes, alike in shape, dtype and device. Outputs and recorded states have their shape.
+        backend: "cpu" or "triton"; None is the one chosen by `tt.backend`.
+
     Raises:
         FuseError: not on the backend's device, another dtype, parameters of another dtype or device, no such time
             dimension, or inputs that are not alike.

@@ -54,42 +54,43 @@ class _Pool:
         self.lock = threading.Lock()
         self.returned: deque[_Block] = deque()  # appended to by finalizers, which may run anywhere, without the lock
         self.waiting: OrderedDict[int, _Block] = OrderedDict()  # by id, oldest first
-        self.bytes = 0
         self.most = _default_limit()
+
+    @property
+    def bytes(self) -> int:
+        """Counted anew: a number beside the blocks would differ from them after an interruption between the two."""
+        return sum([block.size for block in list(self.waiting.values())])
 
     def take(self, size: int) -> _Block:
         with self.lock:
-            self._collect()
+            self._collect(self.most)
             found = next((key for key, block in reversed(self.waiting.items()) if block.size == size), None)
             if found is not None:
-                block = self.waiting.pop(found)
-                self.bytes -= size
-                return block
+                return self.waiting.pop(found)
         return _Block(size)
 
     def give(self, block: _Block) -> None:
-        """For finalizers: never waits. Where the lock is held, its holder or the next one collects the block."""
-        self.returned.append(block)
-        if self.lock.acquire(blocking=False):
-            try:
-                self._collect()
-            finally:
-                self.lock.release()
+        """For finalizers. Where the lock is held, maybe by the code that one interrupts, the next one collects.
 
-    def _collect(self) -> None:
+        `with` alone takes the lock: after `acquire`, an interruption before `try` would leave it held for ever.
+        """
+        self.returned.append(block)
+        if not self.lock.locked():
+            with self.lock:
+                self._collect(self.most)
+
+    def _collect(self, most: int) -> None:
         while self.returned:
             block = self.returned.popleft()
             self.waiting[id(block)] = block
-            self.bytes += block.size
-        while self.bytes > self.most:
+        over = self.bytes - most
+        while over > 0:
             _, block = self.waiting.popitem(last=False)
-            self.bytes -= block.size
+            over -= block.size
 
     def trim(self, most: int) -> None:
         with self.lock:
-            kept, self.most = self.most, most
-            self._collect()
-            self.most = kept
+            self._collect(most)
 
     def after_fork(self) -> None:
         # Another thread of the parent may have held the lock; the blocks themselves are the child's own copies.

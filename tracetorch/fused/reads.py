@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tracetorch.fused.code_reads import attributes_of, function_of, globals_of, users_own
+from tracetorch.fused.code_reads import attributes_of, function_of, globals_of, is_data, users_own
 
 _PLAIN = frozenset(
     {bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, torch.layout, type(...)}
@@ -273,7 +273,9 @@ class _Walk:
                 self.kept.names.append((vars(cls), name, value))
 
     def _outside(self, path: str, value: Any) -> bool:
-        """Visit what is no part of a layer: values, containers of values, functions, classes. False: none of these."""
+        """Visit what is no part of a layer. False: a module or a tensor, which is looked at where it is used."""
+        if isinstance(value, (types.ModuleType, Tensor, nn.Module)):
+            return False
         if type(value) in _PLAIN or _flat(value):
             self.visit(path, value)
         elif isinstance(value, types.FunctionType) and users_own(value.__module__):
@@ -281,9 +283,26 @@ class _Walk:
                 self._function(path, value, self._outside)
         elif isinstance(value, type) and users_own(value.__module__):
             self.visit(path, value)
+        elif type(value) in (dict, OrderedDict, list, tuple) or is_data(value):
+            if self._new(path, value):
+                self._contents(path, value)
         else:
-            return False
+            self.guard.append((path, Same(value)))
         return True
+
+    def _contents(self, path: str, value: Any) -> None:
+        """What a container or an object outside a layer holds."""
+        if isinstance(value, (list, tuple)):
+            items: Any = enumerate(value)
+            if isinstance(value, list):
+                self.kept.lists.append((value, list(value)))
+        else:
+            held = value if isinstance(value, dict) else vars(value)
+            self._remember(held)
+            items = held.items()
+        self.guard.append((path, type(value)))
+        for name, item in list(items):
+            self._outside(f"{path}.{name}", item)
 
 
 def _flat(value: Any) -> bool:

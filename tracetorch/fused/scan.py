@@ -220,6 +220,10 @@ def scan(
             in its dtype.
         states: before the first step, [B, ...]; None is zero.
         parameters: each of one element, or broadcastable against [B, ...].
+
+    Returns:
+        The outputs, of the inputs' shape, each in the dtype that the step gives it; the last states, [B, ...]; the
+        recorded states, of the inputs' shape. Differentiable once.
     """
     given = prepared(inputs, states, parameters, time_dim, layout(inputs[0].shape, time_dim)[1], kernel.frugal)
     results: Sequence[Tensor]

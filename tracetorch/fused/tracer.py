@@ -68,7 +68,7 @@ class Tracer(TorchDispatchMode):
         """
         names = [name for name, _ in self.inputs]
         name = next(self.draws, None)
-        if name is None or result.numel() != self.numel or result.dtype is not self.inputs[names.index(name)][1]:
+        if name is None or result.dtype is not self.inputs[names.index(name)][1]:
             raise GraphError(f"{func}: random numbers of {result.dtype}, {_describe(result)}, have no place here")
         number = Ref(names.index(name))
         if func is aten.rand_like.default:
@@ -170,7 +170,7 @@ class Tracer(TorchDispatchMode):
             case aten.masked_fill.Scalar:
                 return "where", (args[1], args[2], args[0])
             case aten.clamp.default:
-                low, high = (*args[1:], None, None)[:2] if len(args) > 1 else (kwargs.get("min"), kwargs.get("max"))
+                low, high = (*args[1:], None, None)[:2]
                 low, high = kwargs.get("min", low), kwargs.get("max", high)
                 if low is None:
                     return "minimum", (args[0], high)
@@ -188,7 +188,7 @@ class Tracer(TorchDispatchMode):
         """Operands as node references and numbers; tensors that torch would promote are cast."""
         if dtype is None:
             floats = [a.dtype for a in operands if isinstance(a, Tensor) and a.dtype is not torch.bool]
-            dtype = floats[0] if floats and op not in ("and", "or", "not") else None
+            dtype = floats[0] if floats else None
         arguments = []
         for k, operand in enumerate(operands):
             if isinstance(operand, (Ref, bool, int, float)):
@@ -216,6 +216,8 @@ class Tracer(TorchDispatchMode):
                 "a declared parameter; declare it"
             )
         values = tensor.reshape(-1)
+        if values.numel() and bool(values.isnan().all()):
+            return math.nan  # this very object: two graphs with it are equal
         if values.numel() == 0 or not bool((values == values[0]).all()):
             raise GraphError(f"{func}: a constant of shape {list(tensor.shape)} with different values; declare it")
         number: Number = values[0].item()

@@ -17,8 +17,8 @@ from tracetorch.fused.graph import GraphError
 _T = TypeVar("_T")
 # Calls by which a tensor's memory or value leaves torch without an operation that a dispatch mode sees.
 _LEAVES = frozenset(
-    {"tolist", "numpy", "__array__", "data_ptr", "untyped_storage", "storage", "to_dlpack", "__dlpack__"}
-    | {"__deepcopy__", "__reduce_ex__", "__repr__", "__format__"}
+    {"tolist", "numpy", "__array__", "data_ptr", "untyped_storage", "storage", "__dlpack__"}
+    | {"__deepcopy__", "__repr__", "__format__"}
 )
 
 

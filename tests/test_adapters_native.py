@@ -209,7 +209,6 @@ def test_a_strict_subtracting_layer_becomes_a_lib():
         ({"reset_timing": "same_step_residual"}, "reset_timing"),
         ({"input_gain": "one_minus_decay"}, "input_gain"),
         ({"comparison": ">=", "spike_count": "multiple"}, "spike_count"),
-        ({"surrogate": None}, "surrogate"),
     ],
 )
 def test_what_the_32_have_not_is_refused_by_name(changes, field):

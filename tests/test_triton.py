@@ -726,7 +726,7 @@ def test_division_by_a_number_is_what_eager_torch_does_on_the_device():
 
 @pytest.mark.parametrize(("gpu", "line"), [(False, "in_x * 0.3333333432674408"), (True, "tl.div_rn(in_x, v")])
 def test_division_by_a_constant_tensor_is_a_division_on_the_gpu_alone(gpu, line, monkeypatch):
-    monkeypatch.setattr(sys.modules["tracetorch.fused.trace"], "_on_gpu", lambda tensor: gpu)
+    monkeypatch.setattr(sys.modules["tracetorch.fused.tracer"], "_on_gpu", lambda tensor: gpu)
     step = lambda given: [given["x"] / (torch.ones(()) * 3)]  # noqa: E731
     text = build(step, [], [], [], F32, backend="triton", device="cuda").source
     assert line in text, text

@@ -34,7 +34,7 @@ from torch import Tensor
 import tracetorch as tt
 from benchmarks.kernels import LIF, step
 from benchmarks.measure import per_call, require_close, require_same, table
-from tracetorch.fused import launch_triton
+from tracetorch.fused import executor
 from tracetorch.fused.build import build
 from tracetorch.fused.kernel import geometry
 
@@ -61,7 +61,7 @@ class Device:
     """Where the kernels run: a GPU, or for a trial of this file the CPU under TRITON_INTERPRET=1."""
 
     def __init__(self) -> None:
-        self.name = "cpu" if launch_triton.interpreted() else "cuda"
+        self.name = "cpu" if executor.interpreted() else "cuda"
         self.sizes = TINY if self.name == "cpu" else SIZES
         self.repeat = 1 if self.name == "cpu" else 15
         self.evicted = torch.empty(1 if self.name == "cpu" else 2**26, device=self.name)
@@ -387,7 +387,7 @@ def main(out: Path | None = None, limit: float = 480, parts: tuple[str, ...] = (
         out: where to write the results, anew after each part.
         limit: seconds after which no part begins or goes on.
     """
-    reason = launch_triton.unavailable()
+    reason = executor.no_triton()
     if reason is not None:
         print(f"\nGPU: not measured: {reason}")
         return {}

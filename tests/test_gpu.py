@@ -19,13 +19,13 @@ import pytest
 import torch
 
 import tracetorch as tt
-from tracetorch.fused import launch_triton
+from tracetorch.fused import executor, launch_triton
 from tracetorch.fused.build import build
 from tracetorch.fused.scan import scan
 
 # For deterministic matrix products, which `poisoned` asks for; read when CUDA starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-INTERPRETED = launch_triton.interpreted()
+INTERPRETED = executor.interpreted()
 DEVICE = "cpu" if INTERPRETED else "cuda"
 RUNS = INTERPRETED or torch.cuda.is_available()
 pytestmark = [

@@ -588,7 +588,7 @@ def test_what_triton_cannot_compile_is_a_compiler_error_and_runs_step_by_step(dr
 def test_why_layers_on_a_gpu_run_step_by_step_is_said_once(monkeypatch):
     executor = importlib.import_module("tracetorch.fused.executor")
     executor._cuda.cache_clear()
-    monkeypatch.setattr(launch_triton, "unavailable", lambda: "no Triton")
+    monkeypatch.setattr(executor, "no_triton", lambda: "no Triton")
     with pytest.warns(tt.fused.FuseWarning, match=r"no Triton: layers on CUDA run step by step"):
         assert executor.automatic("cuda") == "eager"
     assert executor.automatic("cuda") == "eager"

@@ -13,7 +13,7 @@ from tracetorch.conformance.protocol import Unsupported
 from tracetorch.conformance.subjects.layers import LayerSubject
 from tracetorch.core.forms import FORMS, check_form
 from tracetorch.core.spec import NeuronSpec, SpecError
-from tracetorch.fused import launch_triton
+from tracetorch.fused.executor import interpreted
 from tracetorch.fused.layers import unroll
 from tracetorch.snn.spec_neuron import SpecNeuron
 
@@ -32,7 +32,7 @@ class Native(LayerSubject):
     def __init__(self, name: str, executor: str) -> None:
         with tt.backend(executor):
             pass
-        device = "cuda" if executor == "triton" and not launch_triton.interpreted() else "cpu"
+        device = "cuda" if executor == "triton" and not interpreted() else "cpu"
         super().__init__(name, "tracetorch", device=device)
         self.executor = executor
 

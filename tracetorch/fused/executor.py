@@ -9,11 +9,16 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 
+import torch
+
 from tracetorch.fused import compiler
 
 BACKENDS = ("auto", "eager", "cpu", "triton")
 COMPILED = ("cpu", "triton")
 _CURRENT: ContextVar[str] = ContextVar("tracetorch_backend", default="auto")
+
+# Older ones have no switch against flushing subnormal numbers in libdevice (3.3 to 3.5), or no tuples (3.2).
+_OLDEST_TRITON = (3, 6)
 
 
 class FuseWarning(UserWarning):
@@ -34,6 +39,34 @@ def _no_compiler(cc: str | None, path: str | None) -> str | None:
     return None
 
 
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+
+
+def no_triton() -> str | None:
+    """Why no Triton kernel can run here, with the remedy; None: one can. Imports Triton."""
+    try:
+        import triton
+    except ImportError as error:
+        return f"the triton backend needs Triton, which cannot be imported ({error}); install the extra [triton]"
+    if tuple(map(int, triton.__version__.split(".")[:2])) < _OLDEST_TRITON:
+        return (
+            f"the triton backend needs Triton 3.6 or newer, and finds {triton.__version__}, whose arithmetic is not "
+            "exact; torch 2.10 and newer bring one that serves, or use 'eager'"
+        )
+    if interpreted():
+        return None
+    if torch.version.hip is not None:
+        return "the triton backend was not checked on AMD GPUs, whose arithmetic differs; use 'eager'"
+    if not torch.cuda.is_available():
+        return (
+            "the triton backend needs a CUDA GPU, and torch sees none; use 'cpu' or 'eager' (TRITON_INTERPRET=1 set "
+            "before the start of Python runs its kernels slowly on the CPU)"
+        )
+    return None
+
+
 @contextmanager
 def backend(name: str) -> Iterator[None]:
     """Choose the executor of every `unroll` inside the `with` block, in this thread.
@@ -51,16 +84,11 @@ def backend(name: str) -> Iterator[None]:
     """
     if name not in BACKENDS:
         raise ValueError(f"backend {name!r} is not known; known: {', '.join(BACKENDS)}")
-    if name == "triton":
-        from tracetorch.fused import launch_triton
-
-        reason = launch_triton.unavailable()
-        if reason is not None:
-            raise BackendError(reason)
+    reason = no_triton() if name == "triton" else None
     if name == "cpu":
         reason = _no_compiler(os.environ.get("CC"), os.environ.get("PATH"))
-        if reason is not None:
-            raise BackendError(reason)
+    if reason is not None:
+        raise BackendError(reason)
     token = _CURRENT.set(name)
     try:
         yield
@@ -86,9 +114,7 @@ def _cpu(cc: str | None, path: str | None) -> bool:
 @cache
 def _cuda() -> bool:
     """Whether Triton's kernels run on CUDA tensors here; why not is said once."""
-    from tracetorch.fused import launch_triton
-
-    reason = launch_triton.unavailable()
+    reason = no_triton()
     if reason is not None:
         text = f"{reason}: layers on CUDA run step by step in torch, with the same results"
         warnings.warn(text, FuseWarning, stacklevel=2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import linecache
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,43 +18,13 @@ from torch import Tensor
 from tracetorch.fused import cubins, kernel_triton
 from tracetorch.fused.compiler import CompilerError
 from tracetorch.fused.emit_triton import OPTIONS
-from tracetorch.fused.executor import BackendError
+from tracetorch.fused.executor import BackendError, interpreted
 from tracetorch.fused.kernel import Geometry, Kernel
 from tracetorch.fused.signature import Signature
 from tracetorch.fused.trace import Traced
 
-# Older ones have no switch against flushing subnormal numbers in libdevice (3.3 to 3.5), or no tuples (3.2).
-_OLDEST = (3, 6)
 _FEW = 2**16  # elements below which steps wait for memory: later rows are asked for long before
 _MANY = 2**20  # elements from which a thread takes several, and a program fewer loads ahead
-
-
-def interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter, on CPU tensors."""
-    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
-
-
-def unavailable() -> str | None:
-    """Why no Triton kernel can run here, with the remedy; None: one can. Imports Triton."""
-    try:
-        import triton
-    except ImportError as error:
-        return f"the triton backend needs Triton, which cannot be imported ({error}); install the extra [triton]"
-    if tuple(map(int, triton.__version__.split(".")[:2])) < _OLDEST:
-        return (
-            f"the triton backend needs Triton 3.6 or newer, and finds {triton.__version__}, whose arithmetic is not "
-            "exact; torch 2.10 and newer bring one that serves, or use 'eager'"
-        )
-    if interpreted():
-        return None
-    if torch.version.hip is not None:
-        return "the triton backend was not checked on AMD GPUs, whose arithmetic differs; use 'eager'"
-    if not torch.cuda.is_available():
-        return (
-            "the triton backend needs a CUDA GPU, and torch sees none; use 'cpu' or 'eager' (TRITON_INTERPRET=1 set "
-            "before the start of Python runs its kernels slowly on the CPU)"
-        )
-    return None
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def tensors_of(layer: Layer) -> dict[str, Tensor]:
 
 @contextmanager
 def _replaced(layer: Layer, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Put tensors in the place of those of `_tensors`, for tracing, and back; `GraphError` if the step puts others."""
+    """Put tensors where those of `tensors_of` are, for tracing, and back; `GraphError` if the step puts others."""
     saved: list[tuple[dict[str, Any], str, Any]] = []
     put: dict[tuple[int, str], Tensor] = {}  # the last one in each place: a module under two names has two paths
     layer.overrides.update((name, tensors[name]) for name in layer.raw_forms)
@@ -91,7 +91,8 @@ def kernel_of(
         CompilerError: no C compiler.
     """
     learned = tuple(name for name, tensor in tensors.items() if backward and tensor.requires_grad)
-    key = (backend, device, dtype, learned, backward, None if _exporting(layer) else reads_of(layer).guard)
+    scalars = tuple(name for name, tensor in tensors.items() if not tensor.ndim)
+    key = (backend, device, dtype, learned, scalars, backward, None if _exporting(layer) else reads_of(layer).guard)
     found: Kernel | None = layer.kernels.get(key)
     if found is not None:
         return found
@@ -103,7 +104,7 @@ def kernel_of(
     inputs = layer.input_names
     names = (layer.state_names, tuple(tensors), learned)
     with untouched(layer, _OURS):
-        kernel = build(step, *names, dtype, backward, backend, device, inputs, layer.output_names)
+        kernel = build(step, *names, dtype, backward, backend, device, inputs, layer.output_names, scalars)
     layer.kernels[key] = kernel
     built = [each for each, value in layer.kernels.items() if isinstance(value, Kernel)]
     if len(built) > _KEPT:  # a value that changes at every call, annealed for instance

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tracetorch.fused import executor, launch_triton
+from tracetorch.fused import executor
 from tracetorch.fused.callers import hooks_on_all_modules, memory_is_all, plain
 from tracetorch.fused.compiler import CompilerError
 from tracetorch.fused.executor import FuseWarning
@@ -44,7 +44,7 @@ def _aligned(tensor: Tensor, layer: Layer, ndim: int) -> Tensor:
 
 def _check(name: str, xs: Tensor, time_dim: int, tensors: Mapping[str, Tensor], backend: str) -> torch.dtype:
     """The dtype of the results. Raises `FuseError` unless the backend runs this input with these tensors."""
-    device = "cpu" if backend == "cpu" or launch_triton.interpreted() else "cuda"
+    device = "cpu" if backend == "cpu" or executor.interpreted() else "cuda"
     if xs.device.type != device or xs.dtype not in (*_DTYPES, *_HALVES):
         raise FuseError(
             f"{name}: the {backend} backend runs float32, float64, bfloat16 and float16 tensors on {device.upper()} "
@@ -261,7 +261,7 @@ def handle(layer: Layer, dtype: torch.dtype, backward: bool, device: str) -> str
     try:
         with library.outside_tracing():
             tensors = {
-                name: torch.empty(0, requires_grad=backward and tensor.is_floating_point())
+                name: torch.empty([0] * tensor.ndim, requires_grad=backward and tensor.is_floating_point())
                 for name, tensor in tensors_of(layer).items()
             }
             kernel = kernel_of(layer, tensors, dtype, backward, backend, device)

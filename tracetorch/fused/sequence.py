@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tracetorch.fused import compiler, executor, kernel_c, kernel_triton, launch_triton
+from tracetorch.fused import compiler, executor, kernel_c, kernel_triton
 from tracetorch.fused.build import compiled
 from tracetorch.fused.callers import memory_is_all
 from tracetorch.fused.executor import FuseWarning
-from tracetorch.fused.graph import Graph, GraphError, Ref, narrowed
+from tracetorch.fused.graph import Graph, GraphError, Ref, narrowed, used
 from tracetorch.fused.hoist import LayerStep, LayerTrace, Prelude, prepare
 from tracetorch.fused.kernel import Kernel
 from tracetorch.fused.precision import refuse_rounding
@@ -157,7 +157,7 @@ class Sequencer:
             raise Unfused(str(error)) from error
         if kernel.traced.vjp is None:
             return outputs, tuple(last), tuple(recorded)
-        if "d_output" not in _used(kernel.traced.vjp):
+        if "d_output" not in used(kernel.traced.vjp):
             outputs = outputs.detach()  # spikes without a surrogate gradient, as the step itself returns them
         # What no tensor that requires a gradient reaches requires none, though the other results do.
         given = {"x": xs, **dict(zip(self.states, states, strict=True))}
@@ -258,7 +258,7 @@ def _backend(xs: Tensor) -> str:
     chosen = executor.current()
     if chosen == "auto":
         chosen = "cpu" if xs.is_cpu else executor.automatic(xs.device.type)  # without a compiler, the build says so
-    device = "cuda" if chosen == "triton" and not launch_triton.interpreted() else "cpu"
+    device = "cuda" if chosen == "triton" and not executor.interpreted() else "cpu"
     if chosen not in executor.COMPILED or xs.device.type != device:
         raise Unfused(f"the input is on {xs.device}, for which there is no kernel of the backend {chosen!r} here")
     return chosen
@@ -317,8 +317,8 @@ def traced_step(
     example = {name: torch.full(shape, 0.5, dtype=layer.kind(name), device=layer.device) for name in inputs}
     wanted = ("x", *states) if backward else ()
     first = trace(step, example, states, wanted, constants=layer.reads.constants)
-    used = _used(first.forward) | (_used(first.vjp) if first.vjp is not None else set())
-    names = tuple(name for name in every if name in used)
+    taken = used(first.forward) | (used(first.vjp) if first.vjp is not None else set())
+    names = tuple(name for name in every if name in taken)
     kept = tuple(name for name in names if name in learned)
     final = (
         trace(step, example, states, (*wanted, *kept), carried=kept, constants=layer.reads.constants) if kept else first
@@ -349,13 +349,6 @@ def reached(graph: Graph, sources: frozenset[str]) -> frozenset[str]:
             values.append(any(values[a.index] for a in node.args if isinstance(a, Ref)))
         live |= {name.removesuffix("'") for name, ref in graph.outputs if values[ref.index]}
     return frozenset(live)
-
-
-def _used(graph: Graph) -> set[str]:
-    """Names of the inputs that a graph's outputs need; an input passed through unchanged counts."""
-    refs = [ref.index for _, ref in graph.outputs]
-    refs += [a.index for node in graph.nodes for a in node.args if isinstance(a, Ref)]
-    return {graph.inputs[index][0] for index in refs if index < len(graph.inputs)}
 
 
 def _check_dtypes(graph: Graph, layer: LayerTrace) -> None:

@@ -54,7 +54,8 @@ def trace(
 
     Args:
         step: takes the inputs by name, returns the outputs and the new states.
-        inputs: examples, all of one shape, parameters expanded to it: every tensor that the step reads.
+        inputs: examples, all of one shape, parameters expanded to it: every tensor that the step reads. Where nothing
+            is `wanted`, some may have no dimension, which is what torch takes an operation's dtype by.
         states: names of the states among them, in the order in which the step returns them.
         wanted: names of the inputs whose gradients the vector-Jacobian product shall give; none: no product.
         carried: those of them that are parameters: the product takes their gradient from the later steps, `d_<name>'`,
@@ -66,7 +67,7 @@ def trace(
     Raises:
         GraphError: the step is not pointwise, reads what was not declared, or branches on a tensor's value.
     """
-    shapes = {tuple(tensor.shape) for tensor in inputs.values()}
+    shapes = {tuple(tensor.shape) for tensor in inputs.values() if wanted or tensor.ndim}
     if len(shapes) != 1:
         raise GraphError(f"inputs of different shapes: {sorted(shapes)}; expand them")
     if torch.is_inference_mode_enabled():  # in which torch shows a tracer operations that it else takes apart

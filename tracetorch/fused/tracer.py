@@ -121,7 +121,9 @@ class Tracer(TorchDispatchMode):
     # ---- one operation -------------------------------------------------------------------------------------------
 
     def _record(self, func: Any, args: Any, kwargs: Any, result: Any) -> Ref:
-        if not isinstance(result, Tensor) or result.numel() != self.numel:
+        # What parameters of no dimension give among themselves has none either.
+        own = max((a.numel() for a in args if isinstance(a, Tensor) and id(a) in self.refs), default=self.numel)
+        if not isinstance(result, Tensor) or result.numel() not in (own, self.numel):
             raise GraphError(f"{func}: is not pointwise: it gives {_describe(result)} from {self.numel} elements")
         if func in operations.IDENTITY:
             return self.refs[id(args[0])]
@@ -187,8 +189,8 @@ class Tracer(TorchDispatchMode):
     ) -> tuple[Argument, ...]:
         """Operands as node references and numbers; tensors that torch would promote are cast."""
         if dtype is None:
-            floats = [a.dtype for a in operands if isinstance(a, Tensor) and a.dtype is not torch.bool]
-            dtype = floats[0] if floats else None
+            floats = [a for a in operands if isinstance(a, Tensor) and a.dtype is not torch.bool]
+            dtype = torch.result_type(floats[0], floats[-1]) if floats else None
         arguments = []
         for k, operand in enumerate(operands):
             if isinstance(operand, (Ref, bool, int, float)):

@@ -39,3 +39,12 @@ class Form:
     check: Callable[[NeuronSpec], None] | None = None
     rounds: bool = False
     memory: Mapping[str, float] = field(default_factory=dict)
+
+
+def beside(spec: NeuronSpec, spikes: Tensor, value: Tensor, *names: str) -> Tensor:
+    """A value, computed from these parameters, as torch takes it beside spikes, which are float32: one of no dimension
+    is rounded to that.
+
+    Said here, since a kernel gets the number as a tensor of a dimension, which would make the result float64.
+    """
+    return value.to(spikes.dtype) if all(spec.parameters[name].value.ndim == 0 for name in names) else value

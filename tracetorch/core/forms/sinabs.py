@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from tracetorch.core.forms.form import Form, Values
+from tracetorch.core.forms.form import Form, Values, beside
 from tracetorch.core.spec import NeuronSpec, SpecError
 from tracetorch.functional.spikes import heaviside, spike_count
 
@@ -20,7 +20,17 @@ def _spikes(spec: NeuronSpec, threshold: Tensor, v: Tensor) -> Tensor:
     return spike_count(v, threshold, z, spec.surrogate, limit=spec.max_spikes)
 
 
-def _reset(spec: NeuronSpec, p: Values, threshold: Tensor, v: Tensor, spikes: Tensor) -> Tensor:
+def _amount(spec: NeuronSpec, p: Values, spikes: Tensor) -> Tensor:
+    """What one spike takes from the membrane."""
+    if spec.reset_amount == "threshold":
+        return beside(spec, spikes, p["threshold"], "threshold")
+    if spec.reset_amount == "threshold_over_decay":
+        return beside(spec, spikes, p["threshold"] / p["mem_decay"], "threshold", "mem_decay")
+    return beside(spec, spikes, p["reset_amount"], "reset_amount")
+
+
+def _reset(spec: NeuronSpec, p: Values, v: Tensor, spikes: Tensor, moving: Tensor | None = None) -> Tensor:
+    """The membrane after the spikes; `moving` is the threshold of a step, of a neuron whose threshold adapts."""
     if spec.reset == "none":
         return v
     if spec.reset == "add_value":
@@ -32,11 +42,9 @@ def _reset(spec: NeuronSpec, p: Values, threshold: Tensor, v: Tensor, spikes: Te
         once = spikes if spec.spike_count == "single" else spikes + (spikes.clamp(max=1) - spikes).detach()
         kept = v.detach() if spec.reset_gradient == "membrane_stopped" else v
         return v - once * (kept - p["reset_value"] if spec.parameters["reset_value"].value.any() else kept)
-    if spec.reset_amount == "threshold":
-        return v - spikes * threshold
-    if spec.reset_amount == "threshold_over_decay":
-        return v - spikes * (threshold / p["mem_decay"])
-    return v - spikes * p["reset_amount"]
+    return v - spikes * (
+        moving if spec.reset_amount == "threshold" and moving is not None else _amount(spec, p, spikes)
+    )
 
 
 def _clamped(spec: NeuronSpec, p: Values, v: Tensor) -> Tensor:
@@ -72,7 +80,7 @@ def _lif(spec: NeuronSpec, p: Values, x: Tensor, *states: Tensor) -> tuple[Tenso
         output = v
     else:
         output = _spikes(spec, p["threshold"], _tested(spec, p, v))
-        v = _reset(spec, p, p["threshold"], v, output)
+        v = _reset(spec, p, v, output)
     return (output, *new_synapse, _clamped(spec, p, v))
 
 
@@ -86,8 +94,8 @@ def _alif(spec: NeuronSpec, p: Values, x: Tensor, *states: Tensor) -> tuple[Tens
     v = p["mem_decay"] * v + current
     threshold = p["threshold"] + p["adapt_scale"] * n
     output = _spikes(spec, threshold, v)
-    v = _reset(spec, p, threshold, v, output)
-    n = p["adapt_decay"] * n + (1 - p["adapt_decay"]) * output
+    v = _reset(spec, p, v, output, threshold)
+    n = p["adapt_decay"] * n + beside(spec, output, 1 - p["adapt_decay"], "adapt_decay") * output
     return (output, *((current,) if synapse else ()), _clamped(spec, p, v), n)
 
 

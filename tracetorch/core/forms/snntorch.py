@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from tracetorch.core.forms.form import Form, Values
+from tracetorch.core.forms.form import Form, Values, beside
 from tracetorch.core.spec import NeuronSpec, SpecError
 from tracetorch.functional.quantizers import nearest_level
 from tracetorch.functional.spikes import heaviside
@@ -22,14 +22,6 @@ def _pending(spec: NeuronSpec, p: Values, mem: Tensor) -> Tensor:
     assert spec.surrogate is not None
     threshold = p["threshold"]
     return heaviside(mem - threshold, threshold, spec.surrogate, strict=spec.comparison == ">").detach()
-
-
-def _beside(spec: NeuronSpec, p: Values, name: str, spikes: Tensor) -> Tensor:
-    """A parameter as torch computes with it beside spikes, which are float32: one of no dimension is rounded to that.
-
-    Said here, since a kernel gets the number as a tensor of a dimension, which would make the result float64.
-    """
-    return p[name].to(spikes.dtype) if spec.parameters[name].value.ndim == 0 else p[name]
 
 
 def _rounded(spec: NeuronSpec, state: Tensor) -> Tensor:
@@ -50,7 +42,7 @@ def _fire(spec: NeuronSpec, p: Values, u: Tensor, r: Tensor) -> tuple[Tensor, Te
     threshold = p["threshold"]
     z = u - threshold
     spikes = heaviside(z, threshold, spec.surrogate, strict=spec.comparison == ">", v=u)
-    scale = _beside(spec, p, "spike_scale", spikes) if "spike_scale" in p else None
+    scale = beside(spec, spikes, p["spike_scale"], "spike_scale") if "spike_scale" in p else None
     if spec.inhibition == "winner":
         output = spikes * _winner(z.detach()).to(spikes.dtype)
     else:
@@ -58,7 +50,7 @@ def _fire(spec: NeuronSpec, p: Values, u: Tensor, r: Tensor) -> tuple[Tensor, Te
     if spec.reset_timing == "same_step_residual":
         change = (output if scale is None else output / scale) - r
         if spec.reset == "subtract":
-            u = u - change * _beside(spec, p, "threshold", change)
+            u = u - change * beside(spec, change, p["threshold"], "threshold")
         elif spec.reset == "value":
             u = u - change * u
     return output, u
@@ -71,7 +63,7 @@ def _leaky(spec: NeuronSpec, p: Values, x: Tensor, mem: Tensor) -> tuple[Tensor,
         mem = (1 - r) * mem
     u = p["mem_decay"] * mem + x
     if spec.reset == "subtract":
-        u = u - r * _beside(spec, p, "threshold", r)
+        u = u - r * beside(spec, r, p["threshold"], "threshold")
     return _fire(spec, p, _rounded(spec, u), r)
 
 
@@ -85,7 +77,7 @@ def _rleaky(spec: NeuronSpec, p: Values, x: Tensor, mem: Tensor) -> tuple[Tensor
     r = _pending(spec, p, mem)
     u = _fed(p, p["mem_decay"] * mem + x)
     if spec.reset == "subtract":
-        u = u - r * _beside(spec, p, "threshold", r)
+        u = u - r * beside(spec, r, p["threshold"], "threshold")
     elif spec.reset == "value":
         u = u - r * _fed(p, p["mem_decay"] * mem + x)
     return _fire(spec, p, _rounded(spec, u), r)
@@ -101,7 +93,7 @@ def _synaptic(spec: NeuronSpec, p: Values, x: Tensor, syn: Tensor, mem: Tensor) 
     r = _pending(spec, p, mem)
     current, u = base()
     if spec.reset == "subtract":
-        u = u - r * _beside(spec, p, "threshold", r)
+        u = u - r * beside(spec, r, p["threshold"], "threshold")
     elif spec.reset == "value":
         u = u - base()[1] * r
     output, u = _fire(spec, p, _rounded(spec, u), r)
@@ -116,7 +108,7 @@ def _lapicque(spec: NeuronSpec, p: Values, x: Tensor, mem: Tensor) -> tuple[Tens
 
     r, u = _pending(spec, p, mem), base()
     if spec.reset == "subtract":
-        u = u - r * _beside(spec, p, "threshold", r)
+        u = u - r * beside(spec, r, p["threshold"], "threshold")
     elif spec.reset == "value":
         u = u - r * base()
     return _fire(spec, p, _rounded(spec, u), r)
@@ -137,7 +129,7 @@ def _alpha(spec: NeuronSpec, p: Values, x: Tensor, exc: Tensor, inh: Tensor, mem
         e2, i2, u2 = base()
         e, i, u = e - e2 * r, i - i2 * r, u - u2 * r
     elif spec.reset == "subtract":
-        e, i, u = e - _beside(spec, p, "threshold", r) * r, i - (a * inh - x) * r, u - (-inh) * r
+        e, i, u = e - beside(spec, r, p["threshold"], "threshold") * r, i - (a * inh - x) * r, u - (-inh) * r
     output, u = _fire(spec, p, _rounded(spec, u), r)
     return output, _rounded(spec, e), _rounded(spec, i), u
 

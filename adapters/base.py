@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, Protocol
@@ -21,7 +21,8 @@ class ConversionError(ValueError):
     """A conversion that would change the network, refused.
 
     Attributes:
-        layer: path of the layer in the source network, or its class; `''` is the network itself.
+        layer: path of the layer in the source network, or its class; `''` is the network itself, `(one layer)` that of
+            a `build` by itself.
         field: the semantic field, option or argument that cannot be carried.
         value: its value.
         remedy: what would make the conversion possible.
@@ -29,16 +30,20 @@ class ConversionError(ValueError):
 
     def __init__(self, layer: str, field: str, value: object, why: str, remedy: str) -> None:
         self.layer, self.field, self.value, self.remedy = layer, field, value, remedy
-        where = "the network" if layer == "''" else f"layer {layer}"
+        where = {"''": "the network", "(one layer)": "the layer"}.get(layer, f"layer {layer}")
         super().__init__(f"{where}: {field}={value!r}: {why}. Remedy: {remedy}")
 
 
-def no_networks(framework: str, name: str) -> ConversionError:
-    """What `assemble` of a framework raises of which only single layers are built."""
-    return ConversionError(
-        "''", "network", name, f"whole networks of {framework} are not written in this version",
-        f"convert its layers one by one: adapters.build(adapters.spec(layer), {name!r})",
-    )  # fmt: skip
+def no_networks(framework: str, name: str) -> Callable[[Mapping[str, nn.Module], bool], nn.Module]:
+    """`assemble` of a framework of which only single layers are built: raises `ConversionError`."""
+
+    def assemble(modules: Mapping[str, nn.Module], emit_state: bool) -> nn.Module:
+        raise ConversionError(
+            "''", "network", name, f"whole networks of {framework} are not written in this version",
+            f"convert its layers one by one: adapters.build(adapters.spec(layer), {name!r})",
+        )  # fmt: skip
+
+    return assemble
 
 
 def parameters(adapter: Adapter, layer: nn.Module) -> dict[str, Tensor]:
@@ -164,6 +169,11 @@ def refuse_rare(spec: NeuronSpec, building: Building, framework: str, remedy: st
     """Refuse choices that none of a framework's neurons has: smooth spikes, refractory times, adaptation, a start."""
     if spec.spike_count == "smooth":
         raise building.impossible("spike_count", "smooth", f"{framework} emits whole spikes", remedy)
+    refuse_additions(spec, building, framework, remedy)
+
+
+def refuse_additions(spec: NeuronSpec, building: Building, framework: str, remedy: str) -> None:
+    """Refuse refractory times, adaptation, a start that is not 0, and scales; the spikes may be smooth."""
     if spec.refractory != "none":
         raise building.impossible("refractory", spec.refractory, f"{framework} has no refractory time", remedy)
     if spec.adaptive:
@@ -172,11 +182,11 @@ def refuse_rare(spec: NeuronSpec, building: Building, framework: str, remedy: st
     if framework != "snntorch":
         refuse_coupled(spec, building, framework)
     start = {"leak": "leak", "reset_value": "reset_value"}.get(spec.initial_state)
-    if start is not None and start in spec.parameters and spec.parameters[start].value.any():
+    if start is not None and start in spec.parameters and not spec.parameters[start].fixed_at(0.0):
         raise building.impossible("initial_state", spec.initial_state, f"{framework} starts at 0", remedy)
     for name, neutral in (("resistance", 1.0), ("surrogate_scale", 1.0), ("initial_v", 0.0)):
         parameter = spec.parameters.get(name)
-        if parameter is not None and (parameter.learnable or (parameter.value != neutral).any()):
+        if parameter is not None and not parameter.fixed_at(neutral):
             raise building.impossible(name, str(parameter), f"{framework} has none", remedy)
 
 
@@ -232,6 +242,6 @@ def describe(module: Any) -> str:
     """Class name with its framework, for reports: `snntorch.Leaky`; a subclass of ours: `sinabs.LIF (ours)`."""
     cls = type(module)
     path = cls.__module__.split(".")
-    if path[:2] == ["tracetorch", "adapters"]:  # of the framework's file, or a further one of it
-        return f"{path[2].partition('_')[0]}.{cls.__name__} (ours)"
+    if path[:2] == ["tracetorch", "adapters"] and path[2] != "networks":  # of a framework's folder
+        return f"{path[2]}.{cls.__name__} (ours)"
     return f"{path[0]}.{cls.__name__}"

@@ -126,7 +126,7 @@ class Conversion:
             source.framework,
             target.framework,
             rows,
-            source.remarks(),
+            (*source.remarks(), *_one_step(source, steps)),
             steps=steps,
             changed_parameters=stale,
         )
@@ -201,6 +201,13 @@ class Conversion:
         change = shown.before_reset if theirs.stores_before_reset else shown.after_reset
         v, s = (np.asarray(t.detach().cpu().numpy(), dtype=np.float64) for t in (membrane, spikes))
         return torch.from_numpy(np.asarray(change(v, s))).to(membrane)
+
+
+def _one_step(network: Network, steps: int) -> tuple[str, ...]:
+    """What is said of an input that is one step of a network that is called step by step."""
+    if steps > 1 or network.style == "loop" or not network.adapter.STEPPED:
+        return ()
+    return ("one step was judged, which shows nothing of what is carried on: give a sequence, and its time_dim",)
 
 
 def _time_axis(network: Network, time_dim: int | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -211,16 +212,10 @@ def _measured(network: Network, sample: Any, time_dim: int | None, order: Order,
         if isinstance(network, AsItStands) and isinstance(target, AsItStands):
             stepping.check_second_call(network, target, xs)
     target.reset()
-    remarks = (*network.remarks(), *_outside(network, target), *_one_step(network, conversion.agreement.steps))
+    remarks = (*conversion.agreement.remarks, *_outside(network, target))
+    conversion.agreement = replace(conversion.agreement, remarks=remarks)
     conversion.report = Report(network.framework, order.to, conversion.agreement.rows, remarks)
     return conversion
-
-
-def _one_step(network: Network, steps: int) -> tuple[str, ...]:
-    """What is said of a sample that is one step of a network that is called step by step."""
-    if steps > 1 or network.style == "loop" or not network.adapter.STEPPED:
-        return ()
-    return ("one step was judged, which shows nothing of what is carried on: give a sequence, and its time_dim",)
 
 
 def _outside(network: Network, target: Network) -> tuple[str, ...]:

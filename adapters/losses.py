@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from tracetorch.adapters.base import Building
+from tracetorch.adapters.base import Building, value_of
 from tracetorch.core.forms import FORMS, check_form
 from tracetorch.core.spec import NeuronSpec, SpecError
 
@@ -34,7 +34,12 @@ class Loss:
 def neutral(spec: NeuronSpec, name: str, number: float) -> bool:
     """Whether a parameter is left out, or is this number and not learnable: then it has no part in the equations."""
     parameter = spec.parameters.get(name)
-    return parameter is None or not (parameter.learnable or np.any(parameter.value != number))
+    return parameter is None or parameter.fixed_at(number)
+
+
+def integrates(spec: NeuronSpec) -> bool:
+    """Whether the membrane and its input are kept whole: no decay, or one of 1 that is not learned, and a gain of 1."""
+    return spec.input_gain == "one" and neutral(spec, "mem_decay", 1.0)
 
 
 def unneeded(spec: NeuronSpec) -> NeuronSpec:
@@ -60,10 +65,11 @@ def formed(spec: NeuronSpec, building: Building) -> NeuronSpec:
                     why = f"{building.framework} has no place for the time of the last spike"
                     raise building.impossible("refractory", spec.refractory, why, "to='tracetorch'")
             except SpecError as error:
-                refusals.append(f"{form}: {error}")
+                refusals.append(str(error))
             else:
                 return candidate.replace(form=form)
-    raise building.impossible("form", spec.form, "; ".join(refusals), "another source layer")
+    why = f"no order of operations known here computes it; its own does not, for {refusals[0]}"
+    raise building.impossible("form", spec.form, why, "another source layer")
 
 
 def common(spec: NeuronSpec, name: str) -> Iterator[Loss]:
@@ -76,9 +82,9 @@ def common(spec: NeuronSpec, name: str) -> Iterator[Loss]:
     if spec.state_levels is not None:
         yield Loss("state_levels", f"{len(spec.state_levels)} levels", f"{name} rounds no states")
     if spec.inhibition != "none":
-        yield Loss("inhibition", spec.inhibition, f"{name}'s neurons spike each by itself")
+        yield Loss("inhibition", spec.inhibition, f"{name} spikes by itself, whatever its neighbours do")
     if spec.spike_test != "membrane":
-        yield Loss("spike_test", spec.spike_test, f"{name}'s neurons spike by their membrane")
+        yield Loss("spike_test", spec.spike_test, f"{name} spikes by its membrane")
     rare = (("resistance", 1.0), ("surrogate_scale", 1.0), ("initial_v", 0.0))
     for parameter, number in (("bias", 0.0), ("spike_scale", 1.0), *rare):
         if not neutral(spec, parameter, number):
@@ -100,7 +106,12 @@ def common(spec: NeuronSpec, name: str) -> Iterator[Loss]:
 def starts_at(spec: NeuronSpec) -> np.ndarray:
     """Where the membrane starts."""
     name = spec.initial_state
-    return spec.parameters[name].value if name != "zero" and name in spec.parameters else np.zeros(())
+    return numbers(spec, name) if name != "zero" and name in spec.parameters else np.zeros(())
+
+
+def numbers(spec: NeuronSpec, name: str) -> np.ndarray:
+    """The value of a parameter in the equations."""
+    return value_of(spec, name).detach().numpy()
 
 
 def settle(

@@ -65,7 +65,8 @@ table{{border-collapse:collapse}}</style></head>
 """
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Cells in columns under a header, as text."""
     widths = [max(len(row[k]) for row in (header, *rows)) for k in range(len(header))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -114,7 +115,7 @@ class Report:
         return ()
 
     def __str__(self) -> str:
-        lines = [f"{self.source} -> {self.target}", _table(_HEADER, self._cells())]
+        lines = [f"{self.source} -> {self.target}", text_table(_HEADER, self._cells())]
         return "\n".join([*lines, *self._summary(), *self.remarks])
 
 

@@ -41,8 +41,8 @@ def rare(spec: NeuronSpec) -> tuple[str, ...]:
     if spec.form != "brainpy.LIF":
         return ()
     found = [name for name in (*_RARE, "leak") if name in spec.parameters]
-    decay = spec.parameters["mem_decay"]
-    if decay.raw == "exp_dt_tau" and bool(np.any((spec.dt or 1.0) / decay.value < _SLOW)):
+    decay = spec.parameters.get("mem_decay")
+    if decay is not None and decay.raw == "exp_dt_tau" and bool(np.any((spec.dt or 1.0) / decay.value < _SLOW)):
         found.append("mem_decay")
     return tuple(found)
 

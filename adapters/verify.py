@@ -73,6 +73,23 @@ def _carried(source: Stage, target: Stage) -> tuple[str, ...]:
     return tuple(lines)
 
 
+def _forward(
+    source: Observed, alone: Observed, judged: oracle.Judgement, notes: Sequence[Note]
+) -> tuple[str, list[str]]:
+    """The forward verdict, and what speaks against a better one."""
+    own, said = oracle.judge(source.spec, source.recording()), []
+    if not own.ok:
+        said.append(f"the source itself departs from its spec at {own.first}: please report this")
+    if not judged.ok:
+        said.append(
+            f"{judged.unexplained} spikes and {judged.state_violations} states outside the rounding bound, "
+            f"first at {judged.first}"
+        )
+    if said or any(note.approximate for note in notes):
+        return "approximate", said
+    return "exact" if equal_bits(source.y, alone.y) and _same_states(source, alone) else "rounding", said
+
+
 def judge_neuron(
     source: Observed,
     target: Observed,
@@ -88,20 +105,10 @@ def judge_neuron(
         first_steps: gradients are those of the outputs of so many steps; None: of all.
     """
     reasons = [f"{note.field}: {note.text}" for note in notes]
-    own = oracle.judge(source.spec, source.recording())
-    if not own.ok:
-        reasons.append(f"the source itself departs from its spec at {own.first}: please report this")
     judged = oracle.judge(source.spec, target.recording())
     alone = run_alone(target, source.x, source.grad.y if grad else None)
-    forward = "rounding"
-    if not judged.ok or not own.ok or any(note.approximate for note in notes):
-        forward = "approximate"
-        reasons.append(
-            f"{judged.unexplained} spikes and {judged.state_violations} states outside the rounding bound, "
-            f"first at {judged.first}"
-        )
-    elif equal_bits(source.y, alone.y) and _same_states(source, alone):
-        forward = "exact"
+    forward, said = _forward(source, alone, judged, notes)
+    reasons += said
     if source.spec.output == "spikes" and judged.spikes == 0:
         reasons.append("no spike in the sample: it shows nothing of spikes and resets")
     if grad and shows_state:

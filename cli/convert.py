@@ -30,7 +30,12 @@ _HELP = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("network", metavar="PACKAGE.MODULE:FACTORY", help=_HELP)
-    parser.add_argument("--to", required=True, choices=adapters.FRAMEWORKS, help="the target framework")
+    parser.add_argument(
+        "--to",
+        required=True,
+        choices=adapters.FRAMEWORKS,
+        help="the target framework; of spikingjelly and norse no networks are written",
+    )
     parser.add_argument("--sample", required=True, metavar="FILE.npy", help="what the network's forward takes")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="written anew; must not exist, or be empty")
     parser.add_argument(
@@ -38,7 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a state dict for the network: .safetensors, or .pt, read with weights_only=True; nothing is unpickled",
     )
-    parser.add_argument("--time-dim", type=int, metavar="D", help="of the sample, for a network called step by step")
+    parser.add_argument(
+        "--time-dim",
+        type=int,
+        metavar="D",
+        help="of the sample, for a network called step by step; without it the sample is one step",
+    )
     parser.add_argument("--stock", action="store_true", help="only the target framework's own layers")
     parser.add_argument("--allow-approximate", action="store_true", help="write it even where a choice is lost")
 

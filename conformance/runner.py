@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tracetorch.adapters.report import text_table
 from tracetorch.conformance.cases import Case
 from tracetorch.conformance.catalogue import select
 from tracetorch.conformance.deviations import DEVIATIONS, Deviation
@@ -133,10 +134,7 @@ class Results:
 
     def matrix(self) -> str:
         """The table as text: requirements by subjects."""
-        rows = [["requirement", *self.subjects], *([r, *cells.values()] for r, cells in self.table())]
-        widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+        return text_table(["requirement", *self.subjects], [[r, *cells.values()] for r, cells in self.table()])
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, the same for the same verdicts."""

@@ -14,6 +14,7 @@ import torch
 
 from tracetorch import oracle
 from tracetorch.core import spec as spec_module
+from tracetorch.core.consistency import needed_parameters
 from tracetorch.core.forms import FORMS, ONLY_BY_NAME, check_form
 from tracetorch.core.raw import TIMED, from_raw
 from tracetorch.core.spec import CHOICES, JSON_VERSION, PARAMETERS, RAW_FORMS, NeuronSpec, Parameter, SpecError
@@ -105,17 +106,7 @@ def code(value: object) -> str:
 
 def _parameters(form: str, choice: Mapping[str, str], optional: Sequence[str]) -> dict[str, Parameter]:
     """The parameters that some choices need, and the optional ones given, in a raw form that the form reads."""
-    spiking = choice["spike_count"] != "none"
-    needed = {
-        "mem_decay": choice["decay"] == "geometric",
-        "syn_decay": choice["synapse"] != "none",
-        "input_gain": choice["input_gain"] == "value",
-        "threshold": spiking,
-        "reset_amount": choice["reset_amount"] == "value",
-        "reset_value": choice["reset"] in ("value", "add_value") or choice["initial_state"] == "reset_value",
-        "min_v_mem": choice["clamp"] != "none",
-    }
-    found = {}
+    needed, found = needed_parameters(choice), {}
     for name in PARAMETERS:
         if needed.get(name) or (name in optional and name in FORMS[form].parameters):
             raw = next(iter(FORMS[form].takes.get(name, {"value": None})))

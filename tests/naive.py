@@ -1,4 +1,4 @@
-"""One neuron at a time in plain Python numbers, written from SEMANTICS.md and not from the package: the tests' truth.
+"""One neuron at a time in plain Python numbers, written from the equations, not from the package: the tests' truth.
 
 The loops take floats, and `Dual` numbers as well: with those they carry a derivative forward along the trajectory, with
 the surrogate in the place of the slope of a spike: the linearisation of which a backward pass must be the adjoint.
@@ -117,7 +117,7 @@ def emit(count, v, theta, surrogate, threshold_gradient=True):
 
 
 def snntorch_leaky(xs, beta, theta, g=1.0, reset="subtract", delay=True, surrogate=atan_slope):
-    """SEMANTICS.md 1, Leaky: (outputs, mem after each call), `mem` as snnTorch stores it."""
+    """snnTorch's Leaky: (outputs, mem after each call), `mem` as snnTorch stores it."""
     mem, outputs, mems = 0.0 * xs[0], [], []
     for x in xs:
         r = 1.0 if value(mem) - value(theta) > 0 else 0.0  # detached: a number without a derivative
@@ -149,7 +149,7 @@ def sinabs_lif(
     threshold_gradient=False,
     detached=False,
 ):
-    """SEMANTICS.md 2, LIF: (spikes, v_mem after each step, i_syn after each step).
+    """sinabs's LIF: (spikes, v_mem after each step, i_syn after each step).
 
     spikes: ("single" | "strict" | "multiple" | "limited", n). reset: ("subtract", k or None for theta), ("over_alpha",
     None) for theta / alpha, ("reset", r) for sinabs's MembraneReset(r), ("value", r) for v = r where a spike is.

@@ -7,6 +7,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from tests import naive
+from tracetorch.core.consistency import needed_parameters
 from tracetorch.core.spec import CHOICES, PARAMETERS, RAW_FORMS, NeuronSpec, Parameter
 from tracetorch.functional.surrogates import SURROGATES, Surrogate
 
@@ -75,16 +76,11 @@ def consistent(choices, number=ONE, surrogate=None, extras=(), threshold_gradien
         chosen |= {"spike_test": "membrane", "inhibition": "none"}
     if chosen["spike_test"] == "change" or chosen["clamp"] == "before_spikes":
         chosen |= {"reset": "none", "reset_amount": "threshold"}
-    if "decay" not in choices or chosen["reset_amount"] == "threshold_over_decay":
+    of_decay = chosen["reset_amount"] == "threshold_over_decay" or chosen["input_gain"].startswith("one_minus_decay")
+    if "decay" not in choices or of_decay:
         chosen["decay"] = "geometric"
     names = {
-        "mem_decay": chosen["decay"] == "geometric",
-        "syn_decay": chosen["synapse"] != "none",
-        "input_gain": chosen["input_gain"] == "value",
-        "threshold": spiking,
-        "reset_amount": chosen["reset_amount"] == "value",
-        "reset_value": chosen["reset"] in ("value", "add_value") or chosen["initial_state"] == "reset_value",
-        "min_v_mem": chosen["clamp"] != "none",
+        **needed_parameters(chosen),
         "leak": "leak" in extras,
         "bias": spiking and "bias" in extras,
         "spike_scale": spiking and "spike_scale" in extras,

@@ -39,7 +39,7 @@ NATIVE |= {"tau_mem": "mem_decay", "tau_syn": "syn_decay", "alpha_mem": "mem_dec
 
 def assert_same_gradient(mine, theirs, exact):
     """Bit for bit but for the sign of zeros. sinabs applies exp(-1/tau) once a call, a step layer once a step, so that
-    the sum over time is taken behind it: not the same bits (DESIGN.md, Exactness: sums are `rounding`)."""
+    the sum over time is taken behind it: not the same bits, as sums are `rounding`."""
     assert (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype)
     if exact:
         assert bits(mine + 0.0) == bits(theirs + 0.0)

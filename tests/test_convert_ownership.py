@@ -76,10 +76,10 @@ def test_the_users_network_is_left_as_it_was(source, to):
 def test_nothing_is_left_behind_when_it_is_refused_or_fails():
     net, x = used(snn_net(reset_delay=False), sample()), sample()
     before = everything(net)
-    with pytest.raises(adapters.ConversionError):
+    with pytest.raises(adapters.ConversionError, match="reset_timing='same_step_residual'"):
         adapters.convert(net, to="sinabs", sample=x, time_dim=0)
     assert everything(net) == before
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         adapters.convert(net, to="tracetorch", sample=sample(T, B, 9), time_dim=0)
     assert everything(net) == before
 

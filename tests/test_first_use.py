@@ -268,9 +268,13 @@ def test_what_the_remedy_names_is_a_surrogate_without_a_gradient() -> None:
 
 def test_a_sequence_without_its_time_dim_is_one_step_and_said_to_be() -> None:
     net, x = nn.Sequential(nn.Linear(8, 4), snn.Leaky(0.9, init_hidden=True)), sample()
-    said = [tt.convert(net, to="sinabs", sample=x, time_dim=dim).report.remarks for dim in (None, 0)]
-    assert [len(remarks) for remarks in said] == [1, 0]
-    assert said[0][0].startswith("one step was judged")
+    results = [tt.convert(net, to="sinabs", sample=x, time_dim=dim) for dim in (None, 0)]
+    assert [len(result.report.remarks) for result in results] == [1, 0]
+    remark = results[0].report.remarks[0]
+    assert remark.startswith("one step was judged")
+    assert remark in str(results[0].agreement), "what the command prints and writes"
+    assert remark in str(results[0].verify(x))
+    assert "one step" not in str(results[1].verify(x))
     looped = tt.convert(Looped(), to="sinabs", sample=x[:1])  # a sequence, of one step
     assert not any("one step was judged" in remark for remark in looped.report.remarks)
 

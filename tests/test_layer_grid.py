@@ -392,7 +392,7 @@ def test_equal_with_a_callable_or_impossible(name, to):
     if expected != "ours":
         assert error.field == expected
     message = str(error)
-    assert all(part in message for part in ("(one layer)", error.field, error.remedy, "Remedy: "))
+    assert all(part in message for part in ("the layer: ", error.field, error.remedy, "Remedy: "))
 
 
 @pytest.mark.parametrize("wrong", ["mem_decay", "threshold"])

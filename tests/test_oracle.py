@@ -63,7 +63,7 @@ def test_forward_of_a_beta_at_and_beyond_its_range(beta):
 
 
 def test_the_reset_after_the_decay_is_threshold_over_beta_in_the_same_step():
-    """SEMANTICS.md, equivalence classes: snn Leaky subtract with delay has rho = theta / beta."""
+    """snnTorch's Leaky subtract with delay has rho = theta / beta."""
     xs = stimulus(3)
     trace = oracle.run(oracle.equations(naive.leaky_spec(BETAS, THETAS)), xs)
     spikes, mems = naive.columns(naive.snntorch_leaky, xs, {"beta": BETAS, "theta": THETAS})

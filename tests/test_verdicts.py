@@ -198,7 +198,7 @@ OTHERS = {
 def test_another_neuron(clean, other):
     """snnTorch's right recording is not a recording of these; the recording says truly how it stores its membrane.
 
-    "theta, not theta / beta" is trap (a) of SEMANTICS.md: sinabs's MembraneSubtract() mapped naively to snnTorch.
+    "theta, not theta / beta" is the usual trap: sinabs's MembraneSubtract() mapped naively to snnTorch.
     """
     spec, xs, spikes, mems = clean
     beta, theta = (spec.parameters[name].value for name in ("mem_decay", "threshold"))
@@ -214,7 +214,7 @@ def test_the_same_neuron_in_another_convention(clean):
 
 @pytest.mark.parametrize("delay", [True, False])
 def test_a_real_snntorch_is_no_sinabs(delay):
-    """Free-running, the two part in thousands of spikes (SEMANTICS.md, trap (a)); the verdict must say so."""
+    """Free-running, the two part in thousands of spikes (the usual trap); the verdict must say so."""
     xs = noise(15, 200, 4, 100, mean=0.12, deviation=0.5)
     layer = snntorch.Leaky(beta=0.9, reset_delay=delay)
     outputs, mems = zip(*(layer(x) for x in torch.tensor(xs)), strict=True)

@@ -13,7 +13,6 @@ and fires where V >= V_th + beta*a. A layer is one of brainpy's own, or a `JaxSt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from tracetorch.adapters.brainpy.read import adaptation, attributes, neuron_of, 
 from tracetorch.adapters.jax.module import is_neuron as is_brainpy_neuron
 from tracetorch.adapters.jax.stage import JaxStage
 from tracetorch.adapters.networks import modules as known
-from tracetorch.adapters.networks.modules import nested
+from tracetorch.adapters.networks.modules import chained as assemble
 
 NAME = "brainpy"
 STEPPED = False
@@ -74,26 +73,9 @@ def of_spec(layer: JaxStage, spikes: Tensor, v: Tensor, a: Tensor) -> dict[str, 
     return {"v_mem": after, "adaptation": lost * (a + spikes)}
 
 
-class PerStep(nn.Module):
-    """Calls a stateless module once per time step of [B, T, ...]."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [B, T, ...] -> [B, T, ...]."""
-        return torch.stack([self.module(step) for step in x.unbind(1)], 1)
-
-
 def wrap(module: nn.Module) -> nn.Module:
     """Linear and elementwise modules as they are, others once per step."""
-    return module if type(module) in (nn.Linear, *known.ELEMENTWISE) else PerStep(module)
-
-
-def assemble(modules: Mapping[str, nn.Module], emit_state: bool) -> nn.Module:
-    """An `nn.Sequential` over [B, T, ...] of torch modules and `JaxStage`s."""
-    return nested(modules, nn.Sequential)
+    return module if type(module) in known.TIMELESS else known.PerStep(module)
 
 
 __all__ = [

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tracetorch.adapters.base import Building, ConversionError, note_quirks
 from tracetorch.adapters.native.build import build_named
 from tracetorch.adapters.native.read import EQUATIONS, attributes, described, spec, states
+from tracetorch.adapters.networks.modules import as_it_is as wrap
 from tracetorch.adapters.networks.modules import nested
 from tracetorch.core.composition import SPEC_STATES, Composition
 from tracetorch.core.forms import check_form
@@ -77,11 +78,6 @@ def build(spec: NeuronSpec, building: Building) -> nn.Module:
     except SpecError as error:
         raise building.impossible("form", spec.form, str(error), "another source layer") from error
     return SpecNeuron(spec)
-
-
-def wrap(module: nn.Module) -> nn.Module:
-    """Native networks take one step per call, as the module does."""
-    return module
 
 
 def assemble(modules: Mapping[str, nn.Module], emit_state: bool) -> nn.Module:

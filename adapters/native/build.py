@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tracetorch.adapters.base import Building, refuse_rare, value_of
+from tracetorch.adapters.base import Building, refuse_additions, value_of
 from tracetorch.adapters.losses import neutral
 from tracetorch.adapters.native.read import NAMES
 from tracetorch.core.forms.native import BY_THRESHOLD, refusal_of_surrogate
@@ -28,9 +28,8 @@ _NEUTRAL = {"bias": 0.0, "spike_scale": 1.0, "neg_scale": 1.0}
 def _refuse(spec: NeuronSpec, building: Building) -> None:
     """Choices that none of the 32 layers has."""
     impossible = building.impossible
-    if spec.spike_count != "smooth":
-        refuse_rare(spec, building, "the family LIB", _REMEDY)
-    elif spec.surrogate != Surrogate("logistic"):
+    refuse_additions(spec, building, "the family LIB", _REMEDY)
+    if spec.spike_count == "smooth" and spec.surrogate != Surrogate("logistic"):
         raise impossible("surrogate", str(spec.surrogate), "a smooth spike is sigmoid4x", _REMEDY)
     if spec.synapse not in ("none", "moving_average"):
         why = "the synapse of the S layers averages, alpha*syn + (1-alpha)*x" + _folded(spec)

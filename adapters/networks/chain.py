@@ -30,8 +30,8 @@ def _children(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]
 
 def _batch_first_stages(path: str, child: nn.Module, owner: Adapter) -> Iterator[Stage]:
     """Stages of a stateless module of a network over [B, T, ...]: bare, or wrapped to fold time into the batch."""
-    inner = getattr(child, "module", None)
-    if type(child).__name__ in ("Repeat", "PerStep") and isinstance(inner, nn.Module):
+    inner = known.inside(child)
+    if inner is not None:
         refuse_hooks(inner, f"{path}.module")
         parts = (
             list(_children(inner, f"{path}.module.")) if type(inner) is nn.Sequential else [(f"{path}.module", inner)]
@@ -42,12 +42,7 @@ def _batch_first_stages(path: str, child: nn.Module, owner: Adapter) -> Iterator
     elif type(child) is nn.Flatten and child.start_dim == 2:
         end = child.end_dim - 1 if child.end_dim > 0 else child.end_dim
         yield Stage(path, child, nn.Flatten(1, end), False, owner)
-    elif type(child) in known.KNOWN and type(child) not in (
-        nn.Linear,
-        *known.ELEMENTWISE,
-        *known.DROPOUT,
-        nn.LayerNorm,
-    ):
+    elif type(child) in known.KNOWN and type(child) not in (*known.TIMELESS, *known.DROPOUT, nn.LayerNorm):
         raise ConversionError(
             f"{path!r}",
             "module",

@@ -252,7 +252,7 @@ class _Lifting:
 
 def _apart(path: str, module: nn.Module) -> nn.Module:
     """The module of one step, of one that is called with [B, T, ...]."""
-    if type(module) in (nn.Linear, nn.LayerNorm, *known.ELEMENTWISE, *known.DROPOUT):
+    if type(module) in (*known.TIMELESS, nn.LayerNorm, *known.DROPOUT):
         return module
     if type(module) is nn.Flatten and module.start_dim >= 2:
         return nn.Flatten(module.start_dim - 1, module.end_dim - 1 if module.end_dim > 0 else module.end_dim)

@@ -1,4 +1,4 @@
-"""Stateless modules of a network: which are known, how they fold time into the batch, how their results round."""
+"""Stateless modules of a network: which are known, how networks hold them, how they fold time, how results round."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Linear and elementwise modules treat [B, T, F] as T times [B, F]; the others need time folded into the batch.
 ELEMENTWISE = (
     nn.Identity,
     nn.ReLU,
@@ -25,6 +24,8 @@ ELEMENTWISE = (
     nn.Hardtanh,
     nn.ReLU6,
 )
+# They treat [B, T, F] as T times [B, F]; the others need time folded into the batch, or a call per step.
+TIMELESS = (nn.Linear, *ELEMENTWISE)
 MATMUL = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 AVERAGE = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 SELECT = (
@@ -65,6 +66,28 @@ def evaluated(*networks: nn.Module) -> Iterator[frozenset[int]]:
 def is_known(module: nn.Module) -> bool:
     """Whether it is exactly one of the stateless modules known here; a subclass may compute anything."""
     return type(module) in KNOWN
+
+
+class PerStep(nn.Module):
+    """Calls a stateless module once per time step of [B, T, ...]: for modules whose result depends on the batch."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, T, ...] -> [B, T, ...]."""
+        return torch.stack([self.module(step) for step in x.unbind(1)], 1)
+
+
+def inside(module: nn.Module) -> nn.Module | None:
+    """The module that a `PerStep`, or sinabs's `Repeat`, calls on each step of [B, T, ...]; of another one None."""
+    cls = type(module)
+    if cls is PerStep or (cls.__name__ == "Repeat" and cls.__module__.startswith("sinabs.")):
+        held: Any = module
+        inner: nn.Module = held.module
+        return inner
+    return None
 
 
 @dataclass(frozen=True)
@@ -155,6 +178,16 @@ def rounding_bound(module: nn.Module, x: Tensor, y: Tensor) -> Tensor | None:
     roundoff = torch.finfo(x.dtype).eps / 2
     magnitude: Tensor = _absolute(module)(x.double().abs())
     return 2 * (terms + 1) * roundoff * magnitude + torch.finfo(x.dtype).tiny
+
+
+def as_it_is(module: nn.Module) -> nn.Module:
+    """`wrap` of a framework whose networks take one step per call, as the module does."""
+    return module
+
+
+def chained(modules: Mapping[str, nn.Module], emit_state: bool) -> nn.Module:
+    """`assemble` of a framework whose networks are an `nn.Sequential` over [B, T, ...]."""
+    return nested(modules, nn.Sequential)
 
 
 def nested(modules: Mapping[str, nn.Module], container: Callable[[], nn.Sequential]) -> nn.Sequential:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tracetorch.adapters.base import ConversionError
+from tracetorch.adapters.networks import modules as known
 from tracetorch.adapters.networks import recurrent
 from tracetorch.adapters.networks.lifted import WithMembrane
 from tracetorch.adapters.networks.network import Function
@@ -65,10 +66,9 @@ class _Writer:
             return f"{self.lifted(path, module)}()"
         if framework_of(module) is not None:
             return self.neuron(path, module)
-        inner = getattr(module, "module", None)
-        if type(module).__name__ in ("Repeat", "PerStep") and isinstance(inner, nn.Module):
-            place = type(module).__module__
-            package = "sinabs.layers" if place.startswith("sinabs.") else "tracetorch.adapters.sinabs"
+        inner = known.inside(module)
+        if inner is not None:
+            package = known.__name__ if type(module) is known.PerStep else "sinabs.layers"
             self.imports.add(f"from {package} import {type(module).__name__}")
             return f"{type(module).__name__}({self.module(f'{path}.module', inner)})"
         raise _refusal(path, module)

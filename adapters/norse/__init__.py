@@ -12,32 +12,15 @@ IAFCell at v_reset.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from torch import nn
-
 from tracetorch.adapters.base import no_networks
+from tracetorch.adapters.networks.modules import as_it_is as wrap
 from tracetorch.adapters.norse.build import build
 from tracetorch.adapters.norse.layers import Cell
 from tracetorch.adapters.norse.read import attributes, carried, is_neuron, reset, spec, states, trace
 
 NAME = "norse"
 STEPPED = True
-
-
-def wrap(module: nn.Module) -> nn.Module:
-    """Cells take one step per call, as the module does."""
-    return module
-
-
-def assemble(modules: Mapping[str, nn.Module], emit_state: bool) -> nn.Module:
-    """Networks of Norse are not written in this version.
-
-    Raises:
-        ConversionError: always.
-    """
-    raise no_networks("Norse", NAME)
-
+assemble = no_networks("Norse", NAME)
 
 __all__ = [
     "NAME",

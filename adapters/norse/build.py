@@ -21,7 +21,7 @@ from norse.torch.module.lif_box import LIFBoxCell
 from torch import Tensor, nn
 
 from tracetorch.adapters.base import Building, value_of
-from tracetorch.adapters.losses import Loss, common, formed, neutral, settle, starts_at
+from tracetorch.adapters.losses import Loss, common, formed, integrates, numbers, settle, starts_at
 from tracetorch.adapters.norse.layers import Cell
 from tracetorch.adapters.norse.read import SURROGATES
 from tracetorch.core.spec import NeuronSpec
@@ -33,15 +33,18 @@ def _losses(spec: NeuronSpec, building: Building) -> Iterator[Loss]:
     yield from common(spec, "Norse's neuron")
     if spec.output == "spikes":
         yield from _losses_of_spikes(spec)
-    wanted = "one" if spec.decay == "none" else "one_minus_decay"
-    if spec.input_gain != wanted and not (spec.decay != "none" and neutral(spec, "mem_decay", 1.0)):
+    whole = spec.decay == "none" or integrates(spec)  # an IAFCell
+    if spec.input_gain != ("one" if whole else "one_minus_decay"):
         why = "a drive counts as dt*tau_mem_inv of it"
         remedy = "stock=False; or another scale of the weights before it"
         yield Loss("input_gain", spec.input_gain, why, remedy=remedy)
-    if spec.decay == "none" and (spec.output != "spikes" or spec.reset != "value" or spec.synapse != "none"):
-        yield Loss("decay", "none", "IAFCell has spikes, a reset to a value and no synapse")
-    first = spec.parameters.get("reset_value" if spec.decay == "none" else "leak")
-    if np.any(starts_at(spec) != (0.0 if first is None else first.value)):
+    first = "reset_value" if whole else "leak"
+    held = spec.parameters.get(first)
+    if whole and held is not None and held.learnable:
+        yield Loss(first, str(held), "IAFCell learns it through its initial state too", gradient=True)
+    if whole and (spec.output != "spikes" or spec.reset not in ("value", "add_value") or spec.synapse != "none"):
+        yield Loss("decay", spec.decay, "IAFCell, which has none, has spikes, a reset to a value and no synapse")
+    if np.any(starts_at(spec) != (0.0 if held is None else numbers(spec, first))):
         yield Loss("initial_state", spec.initial_state, "its membrane starts at v_leak, that of IAFCell at v_reset")
     known = [name for name, _ in SURROGATES.values()]
     chosen = spec.surrogate
@@ -103,7 +106,7 @@ def _stock(spec: NeuronSpec, building: Building) -> nn.Module:
             return LICell(LIParameters(tau_syn_inv=of("syn_decay"), **rates), dt=dt)
         return LIBoxCell(LIBoxParameters(**rates), dt=dt)
     spikes = {"v_th": of("threshold"), "v_reset": of("reset_value"), **_method(spec)}
-    if spec.decay == "none" or (neutral(spec, "mem_decay", 1.0) and spec.input_gain == "one"):
+    if spec.decay == "none" or integrates(spec):
         return IAFCell(IAFParameters(**spikes), dt=dt)
     spikes |= {"tau_mem_inv": of("mem_decay"), "v_leak": of("leak")}
     if synapse:

@@ -97,8 +97,13 @@ def _parameters(layer: Any) -> dict[str, Parameter]:
         if not isinstance(attrgetter(path)(layer), Tensor):
             raise SpecError(f"{path}={attrgetter(path)(layer)!r:.60}: only a tensor can be read")
         found[name] = readable(layer, path, raw)
-    if original(layer) is IAFCell and not isinstance(layer.p.v_reset, nn.Parameter):
+    if original(layer) is IAFCell:
         # Quirk of 1.1.0: IAFCell's initial state is its own v_reset, of which it requires a gradient from then on.
+        if isinstance(layer.p.v_reset, nn.Parameter):
+            raise SpecError(
+                "p.v_reset=nn.Parameter: IAFCell learns it through its initial state too, which is that very tensor, "
+                "as no other neuron does; use a plain tensor"
+            )
         found["reset_value"] = Parameter(found["reset_value"].value)
     return found
 
@@ -107,7 +112,8 @@ def spec(layer: nn.Module, dt: float | None = None) -> NeuronSpec:
     """Read a `LIFCell`, `LIF`, `LIFBoxCell`, `LICell`, `LI`, `LIBoxCell` or `IAFCell`. Time is in the unit of its dt.
 
     Raises:
-        SpecError: another class, a `method` without a named surrogate, or a `reset_method` of one's own.
+        SpecError: another class, a `method` without a named surrogate, a `reset_method` of one's own, or an `IAFCell`
+            that learns its v_reset.
     """
     if isinstance(layer, Cell):
         return layer.neuron.spec
@@ -124,7 +130,7 @@ def spec(layer: nn.Module, dt: float | None = None) -> NeuronSpec:
             fields["reset"] = "subtract"
             del values["reset_value"]
     start = "leak" if kind.leak else "reset_value"
-    if start not in values or _neutral_value(values[start]):
+    if start not in values or values[start].fixed_at(0.0):
         start = "zero"
     if kind.leak:
         fields |= {"input_gain": "one_minus_decay", "dt": float(source.dt), "time_unit": "s"}  # type: ignore[arg-type]
@@ -136,11 +142,6 @@ def spec(layer: nn.Module, dt: float | None = None) -> NeuronSpec:
         parameters=values,
         **fields,
     )
-
-
-def _neutral_value(parameter: Parameter) -> bool:
-    """Whether it is 0 and not learned."""
-    return not parameter.learnable and not parameter.value.any()
 
 
 def attributes(layer: nn.Module) -> Mapping[str, str]:

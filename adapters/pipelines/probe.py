@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tracetorch.adapters.report import text_table
 from tracetorch.plot import raster
 
 
@@ -80,7 +81,8 @@ class Seam:
             about = (f"{self.rate:.4g}", f"{self.silent} of {self.neurons}", f"{self.saturated} of {self.neurons}")
         bad = ", ".join(f"{n} {word}" for n, word in ((self.nan, "NaN"), (self.infinite, "infinite")) if n)
         dtype = str(self.dtype).removeprefix("torch.")
-        return (self.name, str(list(self.shape)), dtype, *about, f"{self.low:.4g} .. {self.high:.4g}", bad or "none")
+        between = f"{self.low + 0.0:.4g} .. {self.high + 0.0:.4g}"  # no -0
+        return (self.name, str(list(self.shape)), dtype, *about, between, bad or "none")
 
 
 @dataclass(frozen=True)
@@ -122,12 +124,4 @@ class Probe:
 
     def __str__(self) -> str:
         header = ("seam", "[T, B, ...]", "dtype", "rate", "silent", "saturated", "range", "not finite")
-        return "\n".join([_table(header, [seam.row() for seam in self.seams]), *self.warnings])
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[k]) for row in (header, *rows)) for k in range(len(header))]
-    lines = (header, tuple("-" * width for width in widths), *rows)
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+        return "\n".join([text_table(header, [seam.row() for seam in self.seams]), *self.warnings])

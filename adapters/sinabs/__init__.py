@@ -13,15 +13,14 @@ Reading is in `read.py`, building in `build.py`, subclasses and callables of our
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from sinabs import layers as sl
 from torch import nn
 
 from tracetorch.adapters.networks import modules as known
-from tracetorch.adapters.networks.modules import nested
+from tracetorch.adapters.networks.modules import PerStep
+from tracetorch.adapters.networks.modules import chained as assemble
 from tracetorch.adapters.sinabs.build import build
-from tracetorch.adapters.sinabs.layers import ALIF, IAF, LIF, ExpLeak, PerStep, Reset, Spike, SurrogateGradient
+from tracetorch.adapters.sinabs.layers import ALIF, IAF, LIF, ExpLeak, Reset, Spike, SurrogateGradient
 from tracetorch.adapters.sinabs.read import attributes, is_neuron, reset, spec, states, trace
 
 NAME = "sinabs"
@@ -30,14 +29,9 @@ STEPPED = False
 
 def wrap(module: nn.Module) -> nn.Module:
     """Linear and elementwise modules as they are, others in `Repeat`, those that depend on the batch once per step."""
-    if type(module) in (nn.Linear, *known.ELEMENTWISE):
+    if type(module) in known.TIMELESS:
         return module
     return PerStep(module) if isinstance(module, known.MODAL) else sl.Repeat(module)
-
-
-def assemble(modules: Mapping[str, nn.Module], emit_state: bool) -> nn.Module:
-    """An `nn.Sequential` over [B, T, ...]."""
-    return nested(modules, nn.Sequential)
 
 
 __all__ = [

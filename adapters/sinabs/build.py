@@ -43,7 +43,7 @@ def _decay_arguments(spec: NeuronSpec, building: Building) -> tuple[bool, dict[s
                 )
             if decay.raw not in ("value", "clamped") and decay.learnable:
                 building.note(name, f"learned as alpha, in the source as {decay.raw}", gradient="reparametrised")
-            if not _clamps(spec, building):
+            if decay.raw != "clamped" or not _clamps(spec, building):
                 tensor = value_of(spec, name).detach()
         tensors[f"{'alpha' if train_alphas else 'tau'}_{name.removesuffix('_decay')}"] = tensor
     return train_alphas, tensors
@@ -102,8 +102,8 @@ def _reset_to_value(spec: NeuronSpec, building: Building) -> Any:
     """`MembraneReset` sets to 0, detached; everything else is a reset of ours."""
     value = spec.parameters["reset_value"]
     if spec.reset == "add_value":
-        return activation.MembraneReset(_plain(value, "reset_value", building))
-    if not value.value.any() and not value.learnable:
+        return activation.MembraneReset(_plain(spec, "reset_value", building))
+    if value.fixed_at(0.0):
         if spec.reset_gradient == "detached":
             return activation.MembraneReset(0.0)
         if building.stock:
@@ -111,9 +111,9 @@ def _reset_to_value(spec: NeuronSpec, building: Building) -> Any:
             return activation.MembraneReset(0.0)
     if building.stock:
         raise building.impossible("reset_value", str(value), "sinabs resets to 0", "stock=False")
-    _plain(value, "reset_value", building)
+    _plain(spec, "reset_value", building)
     building.note("reset", f"custom reset_fn: to {value}, {spec.reset_gradient}")
-    amount = value_of(spec, "reset_value") if value.value.any() else None
+    amount = None if value.fixed_at(0.0) else value_of(spec, "reset_value")
     return Reset("value", gradient=spec.reset_gradient, amount=amount)
 
 
@@ -137,14 +137,22 @@ def _reset_argument(spec: NeuronSpec, building: Building) -> Any:
             "reset_delay=False in the source, or to='tracetorch'",
         )
     if spec.reset in ("add_value", "value"):
+        alike = spec.spike_count == "single" and spec.parameters["reset_value"].fixed_at(0.0)
+        if spec.reset_timing == "same_step_residual" and not alike:
+            why = "sinabs resets once, to the value itself, however many spikes there are"
+            raise building.impossible("reset_timing", spec.reset_timing, why, "reset_timing='same_step'")
         return _reset_to_value(spec, building)
     return _subtraction(spec, building)
 
 
 def _subtraction(spec: NeuronSpec, building: Building) -> Any:
     detached, p = spec.reset_gradient == "detached", spec.parameters
+    later = spec.reset_timing == "next_step_after_decay" and spec.decay != "none"
     if spec.reset_amount == "value":
-        amount = _plain(p["reset_amount"], "reset_amount", building)
+        if later:
+            why = "subtracted after the decay, which sinabs could only do as reset_amount / alpha"
+            raise building.impossible("reset_timing", spec.reset_timing, why, "to='tracetorch'")
+        amount = _plain(spec, "reset_amount", building)
         if not detached:
             return activation.MembraneSubtract(amount)
         if building.stock:
@@ -152,7 +160,6 @@ def _subtraction(spec: NeuronSpec, building: Building) -> Any:
             return activation.MembraneSubtract(amount)
         building.note("reset", "custom reset_fn: subtracts a constant, detached")
         return Reset("subtract", gradient="detached", amount=value_of(spec, "reset_amount"))
-    later = spec.reset_timing == "next_step_after_decay" and spec.decay != "none"
     over_decay = spec.reset_amount == "threshold_over_decay" or later
     if over_decay and not value_of(spec, "mem_decay").all():
         why = "subtracted after the decay, which sinabs could only do as threshold / alpha"
@@ -175,11 +182,12 @@ def _subtraction(spec: NeuronSpec, building: Building) -> Any:
     return activation.MembraneSubtract(threshold / value_of(spec, "mem_decay") if over_decay else threshold)
 
 
-def _plain(parameter: Parameter, name: str, building: Building) -> Any:
+def _plain(spec: NeuronSpec, name: str, building: Building) -> Any:
     """A constant argument: a float where it is one, so that it prints and compares as users write it."""
-    if parameter.learnable:
+    if spec.parameters[name].learnable:
         building.cannot(name, "learnable", "sinabs keeps it as a constant", "to='tracetorch'")
-    return parameter.value.item() if parameter.value.ndim == 0 else torch.from_numpy(parameter.value.copy())
+    value = value_of(spec, name)
+    return value.item() if value.ndim == 0 else value
 
 
 def _refuse(spec: NeuronSpec, building: Building) -> None:
@@ -193,16 +201,20 @@ def _refuse(spec: NeuronSpec, building: Building) -> None:
     refuse_rare(spec.replace(parameters=kept), building, "sinabs")
     for name, neutral in (("spike_scale", 1.0), ("bias", 0.0), ("leak", 0.0)):
         parameter = spec.parameters.get(name)
-        if parameter is not None and ((parameter.value != neutral).any() or parameter.learnable):
+        if parameter is not None and not parameter.fixed_at(neutral):
             remedy = f"{name}={neutral:g}, not learnable, in the source, or to='tracetorch'"
             raise building.impossible(name, str(parameter), f"sinabs.layers.LIF has only {neutral:g}", remedy)
     if spec.reset_gradient == "membrane_stopped" and (spec.reset != "value" or building.stock):
         why = "its reset functions keep or cut the spike, not the membrane"
         raise building.impossible("reset_gradient", spec.reset_gradient, why, "another reset in the source")
     low = spec.parameters.get("min_v_mem")
-    if spec.clamp == "before_spikes" and (building.stock or spec.adaptive or (low is not None and low.value.any())):
+    raised = low is not None and not low.fixed_at(0.0)
+    if spec.clamp == "before_spikes" and (building.stock or spec.adaptive or raised):
         why = "sinabs bounds the membrane after the spike test"
         raise building.impossible("clamp", spec.clamp, why, "stock=False, min_v_mem=0 and a threshold that is fixed")
+    if spec.clamp == "before_spikes" and spec.output == "membrane":
+        why = "sinabs emits the membrane before its lower bound"
+        raise building.impossible("clamp", spec.clamp, why, "clamp='after_reset', or to='tracetorch'")
     _refuse_input(spec, building)
 
 
@@ -267,8 +279,7 @@ def _frozen(spec: NeuronSpec) -> bool:
 
 
 def _low(spec: NeuronSpec) -> Tensor | None:
-    low = spec.parameters.get("min_v_mem")
-    return None if low is None else torch.from_numpy(low.value.copy())
+    return value_of(spec, "min_v_mem").detach() if "min_v_mem" in spec.parameters else None
 
 
 def _lif(spec: NeuronSpec, building: Building, spikes: dict[str, Any], train_alphas: bool) -> nn.Module:
@@ -323,7 +334,9 @@ def _iaf(
 def _alif(spec: NeuronSpec, building: Building, spikes: dict[str, Any], train_alphas: bool) -> nn.Module:
     scale, threshold = spec.parameters["adapt_scale"], spec.parameters["threshold"]
     if scale.learnable or threshold.learnable:
-        building.cannot("adapt_scale", "learnable", "sinabs.layers.ALIF holds it and its threshold as constants", "")
+        building.cannot(
+            "adapt_scale", "learnable", "sinabs.layers.ALIF holds it and its threshold as constants", "to='tracetorch'"
+        )
     custom = isinstance(spikes["reset_fn"], Reset) or _frozen(spec) or spec.input_gain == "one"
     custom = custom or (train_alphas and spec.synapse == "none")
     if _clamps(spec, building):
@@ -333,8 +346,8 @@ def _alif(spec: NeuronSpec, building: Building, spikes: dict[str, Any], train_al
         tau_mem=1.0,
         tau_adapt=1.0,
         tau_syn=1.0 if spec.synapse != "none" else None,
-        adapt_scale=_plain(scale, "adapt_scale", building),
-        min_v_mem=None if low is None else _plain(low, "min_v_mem", building),
+        adapt_scale=_plain(spec, "adapt_scale", building),
+        min_v_mem=None if low is None else _plain(spec, "min_v_mem", building),
         train_alphas=train_alphas,
         norm_input=spec.input_gain != "one",
         **spikes,

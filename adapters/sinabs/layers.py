@@ -300,15 +300,3 @@ class ALIF(_Faithful, sl.ALIF):
         syn = self.alpha_syn if self.train_alphas else self.tau_syn
         # Only whether there is a synapse counts: the copy's raw numbers are then set to the original's.
         return {**own, "tau_mem": 1.0, "tau_adapt": 1.0, "tau_syn": None if syn is None else 1.0}
-
-
-class PerStep(nn.Module):
-    """Calls a stateless module once per time step of [B, T, ...]: for modules whose result depends on the batch."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [B, T, ...] -> [B, T, ...]."""
-        return torch.stack([self.module(step) for step in x.unbind(1)], 1)

@@ -22,6 +22,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from tracetorch.adapters.networks.modules import as_it_is as wrap
 from tracetorch.adapters.networks.modules import nested
 from tracetorch.adapters.snntorch.build import build
 from tracetorch.adapters.snntorch.layers import Leaky, SpikeGrad, Synaptic
@@ -31,11 +32,6 @@ from tracetorch.adapters.snntorch.sequences import input_matrix, parts
 
 NAME = "snntorch"
 STEPPED = True
-
-
-def wrap(module: nn.Module) -> nn.Module:
-    """snnTorch networks take one step per call, as the module does."""
-    return module
 
 
 def assemble(modules: Mapping[str, nn.Module], emit_state: bool) -> nn.Module:

@@ -40,7 +40,7 @@ _NEUTRAL = ("bias", "spike_scale", "leak")
 
 
 def _to_zero(spec: NeuronSpec) -> bool:
-    return spec.reset in ("value", "add_value") and not spec.parameters["reset_value"].value.any()
+    return spec.reset in ("value", "add_value") and spec.parameters["reset_value"].fixed_at(0.0)
 
 
 def _not_below_zero(spec: NeuronSpec) -> bool:
@@ -107,9 +107,12 @@ def _refuse(spec: NeuronSpec, building: Building) -> None:
     if spec.inhibition != "none" and residual and spec.form == "snntorch.RLeaky":
         why = "an RLeaky's neuron that lost takes nothing in at its next step, a Leaky's does"
         raise building.impossible("inhibition", spec.inhibition, why, "reset_delay=True, or to='tracetorch'")
+    if spec.inhibition != "none" and spec.reset != "none" and spec.reset_timing == "same_step":
+        why = "with inhibition=True snnTorch's resets take more neurons than the one that spikes"
+        raise building.impossible("reset_timing", spec.reset_timing, why, "to='tracetorch'")
     for name, neutral in (("bias", 0.0), ("leak", 0.0)):
         parameter = spec.parameters.get(name)
-        if parameter is not None and ((parameter.value != neutral).any() or parameter.learnable):
+        if parameter is not None and not parameter.fixed_at(neutral):
             why = "snntorch.Leaky has none" if name == "bias" else "snntorch.Leaky decays to 0"
             raise building.impossible(name, str(parameter), why, f"{name}=0, not learnable")
     for name in ("mem_decay", "syn_decay"):
@@ -143,7 +146,7 @@ def _ours(spec: NeuronSpec, building: Building) -> nn.Module:
     scale = spec.parameters.get("spike_scale")
     if scale is not None and spec.clamp == "before_spikes":
         own["spike_scale"] = scale
-    elif scale is not None and ((scale.value != 1).any() or scale.learnable):
+    elif scale is not None and not scale.fixed_at(1.0):
         why = "snnTorch has it only with its own resets"
         raise building.impossible("spike_scale", str(scale), why, "spike_scale=1, not learnable, or to='tracetorch'")
     reasons = []
@@ -188,7 +191,7 @@ def _stock_only(spec: NeuronSpec, building: Building) -> tuple[str, bool]:
         raise building.impossible(field, getattr(spec, field), "no stock neuron of snnTorch has it", remedy)
     if spec.spike_count != "single":
         building.cannot("spike_count", spec.spike_count, "snntorch.Leaky emits one spike a step", remedy)
-    if spec.input_gain != "one" and spec.form != "snntorch.Lapicque":
+    if spec.input_gain != "one" and not (spec.form == "snntorch.Lapicque" and spec.input_gain == "value"):
         building.cannot("input_gain", spec.input_gain, "snntorch.Leaky adds its input as it is", remedy)
     if spec.clamp != "none":
         building.cannot("clamp", spec.clamp, "snntorch.Leaky has no lower bound", remedy)

@@ -10,32 +10,15 @@ Their numbers are Python floats, which have no precision of their own: they are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from torch import nn
-
 from tracetorch.adapters.base import no_networks
+from tracetorch.adapters.networks.modules import as_it_is as wrap
 from tracetorch.adapters.spikingjelly.build import build
 from tracetorch.adapters.spikingjelly.layers import Node, Spike
 from tracetorch.adapters.spikingjelly.read import attributes, carried, is_neuron, reset, spec, states, trace
 
 NAME = "spikingjelly"
 STEPPED = True
-
-
-def wrap(module: nn.Module) -> nn.Module:
-    """Nodes in step_mode "s" take one step per call, as the module does."""
-    return module
-
-
-def assemble(modules: Mapping[str, nn.Module], emit_state: bool) -> nn.Module:
-    """Networks of SpikingJelly are not written in this version.
-
-    Raises:
-        ConversionError: always.
-    """
-    raise no_networks("SpikingJelly", NAME)
-
+assemble = no_networks("SpikingJelly", NAME)
 
 __all__ = [
     "NAME",

@@ -11,7 +11,7 @@ from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor, nn
 
 from tracetorch.adapters.base import Building, value_of
-from tracetorch.adapters.losses import Loss, common, formed, neutral, settle, starts_at
+from tracetorch.adapters.losses import Loss, common, formed, integrates, numbers, settle, starts_at
 from tracetorch.adapters.spikingjelly.layers import Node, Spike
 from tracetorch.adapters.spikingjelly.read import SURROGATES
 from tracetorch.core.spec import NeuronSpec, Parameter
@@ -25,9 +25,9 @@ def _losses(spec: NeuronSpec, building: Building) -> Iterator[Loss]:
     yield from common(spec, "a node")
     if spec.reset == "none":
         yield Loss("reset", "none", "its nodes reset at every spike")
-    if spec.input_gain not in ("one", "one_minus_decay"):
+    if spec.input_gain not in (("one",) if spec.decay == "none" else ("one", "one_minus_decay")):
         yield Loss("input_gain", spec.input_gain, "its nodes have 1 or 1/tau")
-    low = spec.parameters["reset_value"] if spec.reset in ("value", "add_value") else None
+    low = numbers(spec, "reset_value") if spec.reset in ("value", "add_value") else np.zeros(())
     yield from _losses_of_numbers(spec, low)
     if spec.reset_gradient == "membrane_stopped":
         why = "detach_reset cuts the spike, not the membrane"
@@ -38,8 +38,8 @@ def _losses(spec: NeuronSpec, building: Building) -> Iterator[Loss]:
         yield Loss("surrogate", str(spec.surrogate), "not one of SpikingJelly's; Sigmoid in its place", gradient=True)
 
 
-def _losses_of_numbers(spec: NeuronSpec, low: Parameter | None) -> Iterator[Loss]:
-    """Those of the parameters; `low`: the value of a reset to one."""
+def _losses_of_numbers(spec: NeuronSpec, low: np.ndarray) -> Iterator[Loss]:
+    """Those of the parameters; `low`: the value of a reset to one, else 0."""
     for name in ("threshold", "reset_value"):
         parameter = spec.parameters.get(name)
         if parameter is not None and (parameter.learnable or parameter.value.size > 1):
@@ -47,13 +47,13 @@ def _losses_of_numbers(spec: NeuronSpec, low: Parameter | None) -> Iterator[Loss
     if spec.decay != "none":
         decay = value_of(spec, "mem_decay").detach()
         outside = bool(((decay <= 0) | (decay >= 1)).any())
-        if outside and not (spec.input_gain == "one" and neutral(spec, "mem_decay", 1.0)):
+        if outside and not integrates(spec):
             yield Loss("mem_decay", str(spec.parameters["mem_decay"]), "1 - 1/tau lies between 0 and 1")
         leak = spec.parameters.get("leak")
-        meant, held = 0.0 if low is None else low.value, 0.0 if leak is None else leak.value
-        if (leak is not None and leak.learnable) or np.any(held != meant):
+        held = np.zeros(()) if leak is None else numbers(spec, "leak")
+        if (leak is not None and leak.learnable) or np.any(held != low):
             yield Loss("leak", str(leak), "its nodes decay to their v_reset, or to 0 where that is None")
-    if np.any(starts_at(spec) != (0.0 if low is None else low.value)):
+    if np.any(starts_at(spec) != low):
         yield Loss("initial_state", spec.initial_state, "its nodes start at their v_reset, or at 0 where that is None")
 
 
@@ -76,14 +76,14 @@ def _node(spec: NeuronSpec, building: Building) -> nn.Module:
     if building.stock and spec.comparison == ">":
         building.note("comparison", "u > threshold as u >= the next larger float")
         threshold = torch.nextafter(threshold, torch.full_like(threshold, torch.inf))
-    low = float(spec.parameters["reset_value"].value.mean()) if spec.reset in ("value", "add_value") else None
+    low = float(numbers(spec, "reset_value").mean()) if spec.reset in ("value", "add_value") else None
     arguments: dict[str, Any] = {
         "v_threshold": float(threshold.mean()),
         "v_reset": low,
         "surrogate_function": _surrogate_function(spec, building),
         "detach_reset": spec.reset_gradient == "detached" or spec.reset == "add_value",
     }
-    if spec.decay == "none" or neutral(spec, "mem_decay", 1.0):
+    if spec.decay == "none" or integrates(spec):
         return neuron.IFNode(**arguments)
     arguments["decay_input"] = spec.input_gain == "one_minus_decay"
     decay = spec.parameters["mem_decay"]

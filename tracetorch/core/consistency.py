@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from tracetorch.core.choices import PARAMETERS
+from tracetorch.core.choices import CHOICES, PARAMETERS
 from tracetorch.core.parameter import SpecError, is_number
 
 if TYPE_CHECKING:
@@ -65,22 +66,29 @@ def check_consistency(spec: NeuronSpec) -> None:
         raise SpecError(f"clamp='before_spikes' needs reset='none', not {spec.reset!r}")
     if spec.spike_test == "change" and spec.reset != "none":
         raise SpecError(f"spike_test='change' needs reset='none', not {spec.reset!r}")
+    if spec.input_gain.startswith("one_minus_decay") and spec.decay == "none":
+        raise SpecError(f"input_gain={spec.input_gain!r} needs a decay; with decay='none' it is 0")
     if spec.reset_amount == "threshold_over_decay" and spec.decay == "none":
         raise SpecError("reset_amount='threshold_over_decay' needs a decay; with decay='none' it is 'threshold'")
+
+
+def needed_parameters(choices: Mapping[str, str]) -> dict[str, bool]:
+    """Whether choices, by field, need a parameter; others they may have or not."""
+    return {
+        "mem_decay": choices["decay"] == "geometric",
+        "syn_decay": choices["synapse"] != "none",
+        "input_gain": choices["input_gain"] == "value",
+        "threshold": choices["spike_count"] != "none",
+        "reset_amount": choices["reset_amount"] == "value",
+        "reset_value": choices["reset"] in ("value", "add_value") or choices["initial_state"] == "reset_value",
+        "min_v_mem": choices["clamp"] != "none",
+    }
 
 
 def check_parameters(spec: NeuronSpec) -> None:
     """Parameters that are missing, or have no part in the choices."""
     spiking = spec.spike_count != "none"
-    needed = {
-        "mem_decay": spec.decay == "geometric",
-        "syn_decay": spec.synapse != "none",
-        "input_gain": spec.input_gain == "value",
-        "threshold": spiking,
-        "reset_amount": spec.reset_amount == "value",
-        "reset_value": spec.reset in ("value", "add_value") or spec.initial_state == "reset_value",
-        "min_v_mem": spec.clamp != "none",
-    }
+    needed = needed_parameters({name: getattr(spec, name) for name in CHOICES})
     allowed = {"leak": True, "bias": spiking, "spike_scale": spiking}
     allowed |= {"adapt_decay": spiking, "adapt_scale": spiking}
     allowed |= {"resistance": spec.input_gain == "one_minus_decay", "surrogate_scale": spiking}

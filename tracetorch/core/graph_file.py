@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from tracetorch.core.graph import Graph, Loop, Node, Ref, Size, State, leaves
 from tracetorch.core.layer import Layer
+from tracetorch.core.rows import Children, Tensors
 from tracetorch.core.topology import DTYPES, FileError
 
 _OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "neg", "getitem")
@@ -254,18 +255,16 @@ def _node(data: Any) -> Node:
     return Node(name, kind, target, args, kwargs)
 
 
-def build_graph(
-    cls: type[nn.Module],
-    arguments: dict[str, Any],
-    tensors: Mapping[str, Any],
-    children: Sequence[tuple[str, nn.Module]],
-) -> nn.Module:
+def build_graph(cls: type[nn.Module], arguments: dict[str, Any], tensors: Tensors, children: Children) -> nn.Module:
     """The graph of a record."""
     nodes = [_node(data) for data in arguments["nodes"]]
     inputs = arguments["inputs"]
     if not all(type(name) is str for name in inputs):
         raise FileError(f"inputs={inputs!r:.100} must be names")
-    graph = Graph(dict(children), nodes, decode(arguments["output"]), inputs, dict(tensors))
+    held = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    if len(held) != len(tensors):
+        raise FileError(f"its tensors {sorted(set(tensors) - set(held))!r:.100} must be there")
+    graph = Graph(dict(children), nodes, decode(arguments["output"]), inputs, held)
     called = {node.name: graph.called(node) for node in nodes if node.kind == "module"}
     for leaf in leaves(([(node.args, dict(node.kwargs)) for node in nodes], graph.output)):
         if isinstance(leaf, State):
@@ -275,18 +274,7 @@ def build_graph(
     return graph
 
 
-def loop_arguments(module: nn.Module, names: Sequence[str]) -> dict[str, Any]:
-    """The constructor arguments of a `Loop`, JSON-ready."""
-    assert isinstance(module, Loop)
-    return {name: getattr(module, name) for name in names}
-
-
-def build_loop(
-    cls: type[nn.Module],
-    arguments: dict[str, Any],
-    tensors: Mapping[str, Any],
-    children: Sequence[tuple[str, nn.Module]],
-) -> nn.Module:
+def build_loop(cls: type[nn.Module], arguments: dict[str, Any], tensors: Tensors, children: Children) -> nn.Module:
     """The loop of a record."""
     given = dict(children)
     if not {"step"} <= set(given) <= {"step", "before", "after"} or not all(type(g) is Graph for g in given.values()):

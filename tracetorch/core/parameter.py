@@ -75,6 +75,11 @@ class Parameter:
             and (self.learnable, self.raw) == (other.learnable, other.raw)
         )
 
+    def fixed_at(self, number: float) -> bool:
+        """Whether it is 0 or 1 in the equations, not only as a raw number, and not learned."""
+        itself = self.raw in ("value", "clamped")  # the raw forms in which 0 and 1 stand for themselves
+        return itself and not self.learnable and not (self.value != number).any()
+
     def __hash__(self) -> int:
         return hash((self.value.tobytes(), self.value.shape, self.learnable, self.raw))
 

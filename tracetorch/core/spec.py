@@ -197,6 +197,9 @@ class NeuronSpec:
             values["state_levels"] = tuple(values["state_levels"])
         if set(values) != names:
             raise SpecError(f"fields missing: {sorted(names - set(values))}; unknown: {sorted(set(values) - names)}")
+        for name in ("parameters", "surrogate"):
+            if not isinstance(values[name], Mapping) and not (name == "surrogate" and values[name] is None):
+                raise SpecError(f"{name}={values[name]!r:.100}: must be a mapping of names, as to_dict gives it")
         try:
             if parameters is None:
                 parameters = {n: Parameter.from_dict(p) for n, p in values["parameters"].items()}

@@ -150,7 +150,10 @@ def bounds(eq: Equations, trace: Trace, dtype: np.dtype[Any], spikes: np.dtype[A
     computed = bool(np.any(eq.a_error)) or form_rounding(eq.choices).factors_apart
     if computed or eq.a_s is not None or eq.v_min is not None:
         exact[...] = False
-    w, v = np.where(exact, 0.0, w), np.where(exact, 0.0, v)
+    kept = exact
+    if eq.choices.reset == "value":  # some forms compute it as u - s*(u - v_reset)
+        kept = exact & ((step.s == 0) | representable(step.w - eq.v_reset))
+    w, v = np.where(exact, 0.0, w), np.where(kept, 0.0, v)
     if eq.levels is None:
         return w, v
     return np.zeros_like(w), v - w + np.where(exact, 0.0, e * _STORE_ROUNDINGS * np.abs(eq.rho * step.r))

@@ -41,7 +41,7 @@ def _reset(spec: NeuronSpec, p: Values, v: Tensor, spikes: Tensor, moving: Tenso
         # Several spikes reset once; the gradient is that of the spikes.
         once = spikes if spec.spike_count == "single" else spikes + (spikes.clamp(max=1) - spikes).detach()
         kept = v.detach() if spec.reset_gradient == "membrane_stopped" else v
-        return v - once * (kept - p["reset_value"] if spec.parameters["reset_value"].value.any() else kept)
+        return v - once * (kept if spec.parameters["reset_value"].fixed_at(0.0) else kept - p["reset_value"])
     return v - spikes * (
         moving if spec.reset_amount == "threshold" and moving is not None else _amount(spec, p, spikes)
     )
@@ -77,7 +77,7 @@ def _lif(spec: NeuronSpec, p: Values, x: Tensor, *states: Tensor) -> tuple[Tenso
         drive = p["input_gain"] * drive
     v = (p["mem_decay"] * v if "mem_decay" in p else v) + drive
     if spec.spike_count == "none":
-        output = v
+        output = _tested(spec, p, v)
     else:
         output = _spikes(spec, p["threshold"], _tested(spec, p, v))
         v = _reset(spec, p, v, output)

@@ -26,6 +26,26 @@ def poisoned():
     torch.utils.deterministic.fill_uninitialized_memory = before
 
 
+@pytest.fixture
+def fresh_kernels(tmp_path, monkeypatch):
+    """What was compiled for another test or another day is not used."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
+    monkeypatch.setenv("TRACETORCH_CACHE", str(tmp_path / "ours"))
+
+
+@pytest.fixture
+def driver(monkeypatch, fresh_kernels):
+    """Triton's driver, which keeps what would have been launched on a GPU."""
+    from tests.triton_without_gpu import Driver, triton
+    from tracetorch.fused import launch_triton
+
+    found = Driver()
+    monkeypatch.setattr(triton.runtime.driver, "_active", found)
+    launch_triton._loaded.cache_clear()
+    yield found
+    launch_triton._loaded.cache_clear()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def own_snntorch_layers():
     """A file's snnTorch layers go with it.

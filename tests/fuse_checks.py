@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
 import tracetorch as tt
+from tests.bits import assert_bits
 from tests.fuse_cases import CASES, LONG
 from tracetorch.adapters.fusing.twin import Twin
 from tracetorch.fused.reads import read
@@ -18,15 +18,6 @@ EXACT = [name for name, case in CASES.items() if case.exact]
 def marked(names):
     """Parameters of a test; the long ones run in `make sweep`."""
     return [pytest.param(name, marks=pytest.mark.sweep if name in LONG else ()) for name in names]
-
-
-def assert_bits(a, b, what=""):
-    a, b = a.detach().contiguous().numpy(), b.detach().contiguous().numpy()
-    assert a.shape == b.shape, (what, a.shape, b.shape)
-    assert a.dtype == b.dtype, (what, a.dtype, b.dtype)
-    a, b = np.atleast_1d(a), np.atleast_1d(b)
-    different = a.view(np.uint8).reshape(a.size, -1) != b.view(np.uint8).reshape(b.size, -1)
-    assert not different.any(), f"{what}: {different.any(1).sum()} of {a.size} values differ"
 
 
 def assert_gradients(given, expected, names, tolerance=1e-5):

@@ -3,7 +3,7 @@
 import torch
 
 import tracetorch as tt
-from tests.native_cases import assert_bits as assert_bits
+from tests.bits import assert_bits as assert_bits
 
 
 def hard(num_neurons, **options):

@@ -71,15 +71,6 @@ def stimulus(*shape, seed=0, dtype=torch.float64):
     return torch.where(torch.rand(xs.shape, generator=generator) < 0.05, 0.0, xs).to(dtype)
 
 
-def assert_bits(a, b):
-    assert a.shape == b.shape, (a.shape, b.shape)
-    a, b = a.detach().contiguous().numpy().reshape(-1), b.detach().contiguous().numpy().reshape(-1)
-    assert a.dtype == b.dtype, (a.dtype, b.dtype)
-    assert a.size
-    different = a.view(np.uint8).reshape(a.size, -1) != b.view(np.uint8).reshape(b.size, -1)
-    assert not different.any(), f"{different.any(1).sum()} of {a.size} values differ"
-
-
 def assert_near(found, truth, tolerance, what=""):
     """max|difference| / max|truth|; shapes equal, everything finite, the truth not all zero."""
     found, truth = np.asarray(found), np.asarray(truth)

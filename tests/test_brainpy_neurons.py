@@ -16,7 +16,7 @@ import brainunit as u
 from braintools import init
 
 import tracetorch as tt
-from tests.native_cases import assert_bits
+from tests.bits import assert_bits
 from tests.pipeline_cases import N, lif, stimulus
 from tracetorch import NeuronSpec, Parameter, adapters, oracle
 from tracetorch.adapters import ConversionError, JaxStage

@@ -165,12 +165,14 @@ def test_a_folder_that_others_can_write_or_own_is_not_used(cache, monkeypatch):
     cache.mkdir()
     cache.chmod(0o777)
     cache_module.private_folder.cache_clear()
-    assert run(compiler.load(SOURCE)) == 42
+    with pytest.warns(cache_module.CacheWarning, match=r"cache is not used.*written by others \(mode 0777\).*chmod"):
+        assert run(compiler.load(SOURCE)) == 42
     assert not list(cache.iterdir())
     cache.chmod(0o700)
     owner = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: owner + 1)
-    assert not cache_module._usable(cache)
+    with pytest.warns(cache_module.CacheWarning, match="belongs to the user .*a folder of your own"):
+        assert not cache_module._usable(cache)
 
 
 def test_a_read_only_home(tmp_path):

@@ -83,9 +83,9 @@ def test_brainpy_is_graded_in_every_case():
 
 
 def test_what_a_subject_cannot_express_is_said_with_a_field(graded):
-    for row in graded.rows:
-        if row.verdict == "unsupported" and not row.aspects:
-            assert "=" in row.text, row
+    said = [row.text for row in graded.rows if row.verdict == "unsupported" and not row.aspects]
+    assert len(said) > 50
+    assert not [text for text in said if "=" not in text]
 
 
 def test_the_fused_kernel_and_the_step_loop_get_the_same_verdicts(graded):

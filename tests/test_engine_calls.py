@@ -266,7 +266,7 @@ def test_over_no_step_states_and_gradients_pass_through(shape, time_dim, poisone
         assert_bits(getattr(layer, name), state)
     (2 * layer.mem.sum()).backward()
     assert_bits(first["mem"].grad, torch.full(element, 2.0))
-    assert_bits(layer.raw_beta.grad, torch.zeros_like(layer.raw_beta))
+    assert layer.raw_beta.grad is None  # as in the step loop, where it meets nothing
 
 
 def test_a_layer_without_a_state_over_no_step(poisoned):
@@ -282,7 +282,7 @@ def test_a_layer_without_a_state_over_no_step(poisoned):
         layer = Gain()
         with tt.backend("cpu"):
             layer.unroll(noise(*shape).requires_grad_(), time_dim).sum().backward()
-        assert_bits(layer.raw_gain.grad, torch.zeros(()))
+        assert layer.raw_gain.grad is None
 
 
 @pytest.mark.parametrize("backend", ["eager", "auto", "cpu"])

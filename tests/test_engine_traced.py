@@ -236,3 +236,19 @@ def test_a_size_is_no_number_of_a_step(axis):
         build(lambda given: [given["x"] * given["x"].shape[axis], given["v"]], ["v"], [], [], F32)
     with pytest.raises(GraphError, match="depends on the shape"):
         build(lambda given: [given["x"] * given["x"].ndim, given["v"]], ["v"], [], [], F32)
+
+
+def test_a_step_of_other_shapes_or_fewer_results_is_refused():
+    with pytest.raises(GraphError, match="inputs of different shapes"):
+        trace(lambda given: [given["x"], given["v"]], {"x": torch.ones(8), "v": torch.ones(4)}, ["v"])
+    with pytest.raises(GraphError, match="returned 1 values, expected 2: output, v'"):
+        trace(lambda given: [given["x"]], {"x": torch.ones(8), "v": torch.ones(8)}, ["v"])
+
+
+def test_a_trace_in_inference_mode_is_the_same():
+    def step(x, v):
+        return torch.square(x) * torch.where(v > 0, x, v).clip(-1, 1)
+
+    with torch.inference_mode():
+        inside = graph_of(step)
+    assert inside == graph_of(step)

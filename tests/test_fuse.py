@@ -15,8 +15,9 @@ from sinabs import activation as sa
 from spikingjelly.activation_based import neuron as sn
 
 import tracetorch as tt
+from tests.bits import assert_bits
 from tests.fuse_cases import CASES, Case, leaky, run_sinabs
-from tests.fuse_checks import EXACT, SIZES, assert_bits, assert_gradients, compare, fused_twin, marked, normal, run
+from tests.fuse_checks import EXACT, SIZES, assert_gradients, compare, fused_twin, marked, normal, run
 from tracetorch.fused.sequence import FuseWarning
 
 pytestmark = pytest.mark.usefixtures("poisoned")

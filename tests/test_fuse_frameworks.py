@@ -15,8 +15,9 @@ from spikingjelly.activation_based import surrogate as ss
 from torch import nn
 
 import tracetorch as tt
+from tests.bits import assert_bits
 from tests.fuse_cases import OwnSurrogate
-from tests.fuse_checks import assert_bits, assert_gradients, by_steps, fused_twin, ran
+from tests.fuse_checks import assert_gradients, by_steps, fused_twin, ran
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 

@@ -14,8 +14,9 @@ from spikingjelly.activation_based import neuron as sn
 from torch import nn
 
 import tracetorch as tt
+from tests.bits import assert_bits
 from tests.fuse_cases import CASES
-from tests.fuse_checks import assert_bits, assert_gradients, fused_twin, normal, run
+from tests.fuse_checks import assert_gradients, fused_twin, normal, run
 from tracetorch.fused.reads import read
 
 pytestmark = pytest.mark.usefixtures("poisoned")

@@ -19,8 +19,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import tracetorch as tt
+from tests.bits import assert_bits
 from tests.fuse_cases import OwnSurrogate
-from tests.fuse_checks import assert_bits, assert_gradients, by_steps, fused_twin, ran
+from tests.fuse_checks import assert_gradients, by_steps, fused_twin, ran
 from tracetorch.adapters.fusing.twin import Twin
 
 pytestmark = pytest.mark.usefixtures("poisoned")

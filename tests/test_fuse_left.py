@@ -16,7 +16,8 @@ from spikingjelly.activation_based import neuron as sn
 from torch import nn
 
 import tracetorch as tt
-from tests.fuse_checks import assert_bits, assert_gradients, by_steps, fused_twin
+from tests.bits import assert_bits
+from tests.fuse_checks import assert_gradients, by_steps, fused_twin
 from tracetorch import adapters
 from tracetorch.adapters.fusing.twin import Twin
 from tracetorch.fused import compiler, sequence

@@ -18,8 +18,9 @@ from spikingjelly.activation_based import neuron as sn
 from torch import nn
 
 import tracetorch as tt
+from tests.bits import assert_bits
 from tests.fuse_cases import CASES
-from tests.fuse_checks import assert_bits, by_steps, fused_twin, normal
+from tests.fuse_checks import by_steps, fused_twin, normal
 from tracetorch.adapters.fusing.twin import Twin
 
 pytestmark = pytest.mark.usefixtures("poisoned")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tracetorch as tt
-from tests.test_fused import assert_bits
+from tests.bits import assert_bits
 from tracetorch.fused import kernel as kernel_module
 from tracetorch.fused.build import build
 from tracetorch.fused.scan import scan

@@ -35,8 +35,10 @@ CLI_THIRD_PARTY = {
 }
 # A picture is drawn with matplotlib, where the user asks for one.
 PLOT = {"tracetorch/plot.py": {"matplotlib"}}
-# Triton is the compiler of a backend, not a framework: these two import it when that backend runs.
-TRITON = {f"tracetorch/fused/{name}.py": {"triton"} for name in ("launch_triton", "interpreter_triton", "cubins")}
+# Triton is the compiler of a backend, not a framework: these import it when that backend is asked for.
+TRITON = {
+    f"tracetorch/fused/{name}.py": {"triton"} for name in ("executor", "launch_triton", "interpreter_triton", "cubins")
+}
 
 
 def python(code: str, *options: str, cwd: Path = ROOT) -> str:

@@ -16,7 +16,7 @@ import brainstate
 import jax.numpy as jnp
 
 import tracetorch as tt
-from tests.native_cases import assert_bits
+from tests.bits import assert_bits
 from tests.pipeline_cases import lif, stimulus
 from tests.test_jax_stage import aligned
 from tracetorch.adapters import JaxStage

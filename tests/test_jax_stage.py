@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 import tracetorch as tt
-from tests.native_cases import assert_bits
+from tests.bits import assert_bits
 from tests.pipeline_cases import lif, stimulus
 from tracetorch.adapters import JaxStage, Pipeline, SeamError
 from tracetorch.adapters.jax import bridge as jax_bridge

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import tracetorch as tt
+from tests.bits import assert_bits
 from tests.layer_cases import Mine, hard, noise
-from tests.native_cases import assert_bits
 
 # ---- refusals --------------------------------------------------------------------------------------------------------
 

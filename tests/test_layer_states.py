@@ -11,8 +11,8 @@ from torch import nn
 
 import tracetorch as tt
 from tests import naive
+from tests.bits import assert_bits
 from tests.layer_cases import LAYERS, Mine, hard, noise
-from tests.native_cases import assert_bits
 
 # ---- states ----------------------------------------------------------------------------------------------------------
 

@@ -10,8 +10,8 @@ from torch import nn
 
 import tracetorch as tt
 from tests import naive
+from tests.bits import assert_bits
 from tests.layer_cases import LAYERS, SMOOTH, Mine, hard, noise
-from tests.native_cases import assert_bits
 from tracetorch.functional.surrogates import Surrogate
 
 # ---- unroll ----------------------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_time_constants():
 
 
 class Beta(tt.snn.Layer):
-    """`Mine` of DESIGN.md, with its one state."""
+    """A layer of a user's own, with one state."""
 
     def __init__(self, num_neurons, beta=0.9, dim=-1):
         super().__init__(num_neurons, dim)

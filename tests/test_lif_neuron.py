@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import tracetorch as tt
-from tests.native_cases import assert_bits
+from tests.bits import assert_bits
 
 
 def by_hand(currents, beta=0.9, threshold=1.0, reset=0.0):

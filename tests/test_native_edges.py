@@ -98,8 +98,10 @@ def test_another_order_of_operations_is_found_for_two_signs(to, form):
 @pytest.mark.parametrize("form", ["any", "tracetorch.LIT"])
 @pytest.mark.parametrize("changes", [{"reset": "none"}, {"reset_gradient": "detached"}, {"surrogate": None}], ids=str)
 def test_choices_that_no_order_has_are_refused_and_crash_nowhere(changes, form, to):
-    with pytest.raises(adapters.ConversionError):
+    with pytest.raises(adapters.ConversionError) as caught:
         adapters.build(signed(form=form, **changes), to)
+    assert caught.value.field in ("form", "neg_threshold", *changes)
+    assert caught.value.remedy
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 import tracetorch as tt
+from tests.bits import assert_bits
 from tests.native_cases import (
     FIRING,
     NAMES,
     B,
     N,
     T,
-    assert_bits,
     assert_events,
     assert_near,
     letters,

@@ -12,19 +12,8 @@ import torch
 from torch import nn
 
 import tracetorch as tt
-from tests.native_cases import (
-    FIRING,
-    NAMES,
-    B,
-    N,
-    assert_bits,
-    assert_near,
-    letters,
-    make,
-    parameters_of,
-    stimulus,
-    values_of,
-)
+from tests.bits import assert_bits
+from tests.native_cases import FIRING, NAMES, B, N, assert_near, letters, make, parameters_of, stimulus, values_of
 from tracetorch.functional import round_ste, sigmoid4x
 from tracetorch.oracle import native
 from tracetorch.snn.leaky import LAYERS

@@ -185,7 +185,7 @@ def test_a_loop_needs_a_length():
     ids=lambda node: getattr(node.target, "__name__", node.target),
 )
 def test_a_graph_that_a_file_cannot_hold(node, tmp_path):
-    with pytest.raises(tt.FileError):
+    with pytest.raises(tt.FileError, match=r"its node 'y' calls .*cannot name|an argument of a node, <object"):
         tt.save(tmp_path / "net.tt", Graph({}, [node], Ref("y")))
     assert not (tmp_path / "net.tt").exists()
 
@@ -210,5 +210,7 @@ def test_a_file_that_names_other_calls(old, new, tmp_path):
     assert old in text
     with zipfile.ZipFile(tmp_path / "bad.tt", "w") as archive:
         archive.writestr("network.json", text.replace(old, new, 1))
-    with pytest.raises(tt.FileError):
+    with pytest.raises(
+        tt.FileError, match=r"the node 'y' calls '(torch\.load|os\.system_)'|Graph cannot be built from"
+    ):
         tt.load(tmp_path / "bad.tt")

@@ -233,7 +233,7 @@ def test_a_recurrence_by_hand():
 
 def test_it_is_code_and_no_file_holds_it(tmp_path):
     result = adapters.convert(Branches(), to="tracetorch", sample=drive())
-    with pytest.raises(tt.FileError):
+    with pytest.raises(tt.FileError, match=r"Branches, which cannot be saved"):
         tt.save(tmp_path / "net.tt", result.model)
     twin = copy.deepcopy(result.model)
     result.reset()

@@ -164,7 +164,8 @@ def test_dtype_and_device_moves(model):
     before = {name: None if state is None else state.double() for name, state in flat(model).items()}
     model.double()
     for name, state in flat(model).items():
-        assert state is None or torch.equal(state, before[name])
+        assert (state is None) == (before[name] is None), name
+        assert state is None or torch.equal(state, before[name]), name
     ys, _ = model(inputs())
     assert ys.dtype == torch.float64
     ys.sum().backward()
@@ -289,7 +290,8 @@ def test_an_empty_sequence_and_an_empty_batch(rule):
     kept = flat(lif)
     lif(inputs(steps=0))
     for name, state in flat(lif).items():
-        assert state is None or torch.equal(state, kept[name])
+        assert (state is None) == (kept[name] is None), name
+        assert state is None or torch.equal(state, kept[name]), name
 
 
 class Mine(nn.Module):

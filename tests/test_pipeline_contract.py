@@ -13,7 +13,7 @@ from torch import nn
 pytest.importorskip("brainpy")
 
 import tracetorch as tt
-from tests.native_cases import assert_bits
+from tests.bits import assert_bits
 from tests.pipeline_cases import PIPELINES, N, pipeline, stimulus
 
 # JAX compiles for every length: the default run has one pipeline with it, and sequences of 4 and 12 steps.

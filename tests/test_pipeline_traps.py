@@ -16,7 +16,7 @@ from torch import nn
 pytest.importorskip("brainpy")
 
 import tracetorch as tt
-from tests.native_cases import assert_bits
+from tests.bits import assert_bits
 from tests.pipeline_cases import N, leaky, lif, linear, native, sinabs_lif, stimulus
 from tracetorch.adapters import JaxStage, Pipeline, SeamError, stage
 

@@ -238,14 +238,18 @@ def test_an_input_gain_is_a_constant_before_the_layer():
 def test_a_reset_to_a_value_is_a_reset_of_ours():
     spec = adapters.spec(lif(spike_fn=activation.SingleSpike, reset_fn=activation.MembraneReset()))
     values = {**spec.parameters, "reset_value": Parameter(np.float32(-0.25))}
-    for gradient in ("attached", "detached", "membrane_stopped"):
+    for gradient, field in (
+        ("attached", "reset_value"),
+        ("detached", "reset_value"),
+        ("membrane_stopped", "reset_gradient"),
+    ):
         wanted = spec.replace(reset="value", reset_gradient=gradient, parameters=values)
         built = adapters.build(wanted, "sinabs")
         assert adapters.spec(built) == wanted
         xs = torch.rand(B, T, N, generator=torch.Generator().manual_seed(2)) * 4
         native = tt.snn.SpecNeuron(wanted)
         assert bits(built(xs)) == bits(native.unroll(xs, time_dim=1))
-        with pytest.raises(adapters.ConversionError):
+        with pytest.raises(adapters.ConversionError, match=f"{field}='.*Remedy: "):
             adapters.build(wanted, "sinabs", stock=True)
 
 

@@ -133,7 +133,7 @@ def test_a_framework_without_it_refuses(to, stock):
 @pytest.mark.parametrize("to", ["spikingjelly", "norse"])
 def test_no_stock_node_loses_it_in_silence(to):
     pytest.importorskip(to)
-    with pytest.raises(adapters.ConversionError):
+    with pytest.raises(adapters.ConversionError, match=r"spike_test='change'.*Remedy: stock=False"):
         adapters.build(adapters.spec(layer_of()), to, stock=True)
 
 

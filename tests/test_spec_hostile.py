@@ -34,13 +34,13 @@ NOT_A_NUMBER = [
 def test_a_parameter_of_anything_but_numbers(value):
     data = changed(("parameters", "threshold", "value"), value)
     data["parameters"]["threshold"]["dtype"] = "float32"
-    with pytest.raises(SpecError):
+    with pytest.raises(SpecError, match=r"^not a parameter \("):
         NeuronSpec.from_dict(data)
 
 
 @pytest.mark.parametrize("value", [*NOT_A_NUMBER, True], ids=lambda value: f"{value!r:.12}")
 def test_a_surrogate_parameter_of_anything_but_a_number(value):
-    with pytest.raises(SpecError):
+    with pytest.raises(SpecError, match=r"surrogate 'atan': alpha=.* is not a finite number"):
         NeuronSpec.from_dict(changed(("surrogate", "parameters", "alpha"), value))
 
 
@@ -50,7 +50,7 @@ def test_a_surrogate_parameter_of_anything_but_a_number(value):
 def test_a_time_step_of_anything_but_a_number_above_0(value):
     data = changed(("dt",), value)
     data["time_unit"] = "ms"
-    with pytest.raises(SpecError):
+    with pytest.raises(SpecError, match=r"^dt=.*must be a finite number above 0"):
         NeuronSpec.from_dict(data)
 
 
@@ -101,8 +101,10 @@ def test_a_time_step_of_anything_but_a_number_above_0(value):
     ids=lambda value: f"{value!r:.40}",
 )
 def test_a_changed_file_is_refused(path, value):
-    with pytest.raises(SpecError):
+    with pytest.raises(SpecError) as caught:
         NeuronSpec.from_dict(changed(path, value))
+    said = str(caught.value)
+    assert path[-1] in said or repr(value) in said or said.startswith(("not a NeuronSpec: ", "not a parameter ")), said
 
 
 def test_a_file_with_a_field_less_is_refused():
@@ -110,7 +112,7 @@ def test_a_file_with_a_field_less_is_refused():
     for place in (data, data["parameters"]["threshold"], data["surrogate"]):
         for name in list(place):
             value = place.pop(name)
-            with pytest.raises(SpecError):
+            with pytest.raises(SpecError, match=name):
                 NeuronSpec.from_dict(data)
             place[name] = value
     assert NeuronSpec.from_dict(data) == naive.leaky_spec(0.9, 1.0)

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 import tracetorch as tt
-from tests.native_cases import assert_bits, make, stimulus
+from tests.bits import assert_bits
+from tests.native_cases import make, stimulus
 from tracetorch.functional import round_ste
 
 LAYERS = ("LI", "DSLIEMA", "LIB", "RLIB", "DLIT", "DSRLITS")

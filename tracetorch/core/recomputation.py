@@ -8,6 +8,8 @@ from contextvars import ContextVar
 
 import torch
 
+from tracetorch.core import saved_hooks
+
 _RESTORED: ContextVar[bool] = ContextVar("tracetorch_states_restored", default=False)
 
 
@@ -24,14 +26,11 @@ def restored() -> Iterator[None]:
 def refuse(layer: str) -> None:
     """Raise `RuntimeError` inside `torch.utils.checkpoint.checkpoint(..., use_reentrant=False)` without `restored`.
 
-    Quirk: torch (2.6 to 2.13) has no public way to ask. Its non-reentrant checkpointing works by saved-tensor hooks, of
-    which the innermost can be read. Reentrant checkpointing runs the forward without gradients and cannot be told from
-    any other such run. Goes when torch says it.
+    Reentrant checkpointing runs the forward without gradients and cannot be told from any other such run.
     """
     if torch.compiler.is_compiling() or _RESTORED.get():
         return
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    if hooks is not None and getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint":
+    if saved_hooks.of_checkpointing():
         raise RuntimeError(
             f"{layer}: torch.utils.checkpoint runs the forward a second time, from the state that the first run left, "
             "and so gives wrong gradients without a word; use tracetorch.checkpoint(module, *inputs), which puts the "

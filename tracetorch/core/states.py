@@ -16,6 +16,8 @@ from tracetorch.core.layer import Layer
 States = dict[str, dict[str, Tensor | None]]
 # Attributes of every module, and no containers of a user's.
 _INTERNAL = frozenset(vars(nn.Module()))
+# Of every native layer: tensors, and the engine's kernels, into which `torch.compile` cannot look.
+_OF_LAYERS = _INTERNAL | {"kernels", "overrides", "baked", "raw_forms", "state_names", "output_names"}
 
 
 def _contained(path: str, value: Any, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
@@ -35,8 +37,9 @@ def _children(module: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
         if child is not None:
             yield name, child, False
     seen: set[int] = set()
+    internal = _OF_LAYERS if isinstance(module, Layer) else _INTERNAL
     for name, value in vars(module).items():
-        if name not in _INTERNAL and isinstance(value, (list, tuple, dict)):
+        if name not in internal and isinstance(value, (list, tuple, dict)):
             for path, child in _contained(name, value, seen):
                 yield path, child, True
 

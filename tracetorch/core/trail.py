@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from tracetorch.core import saved_hooks
 
 _NODES = 512  # how far a graph is searched for a part that is freed; a step has some dozens of nodes
 
@@ -35,7 +36,7 @@ class Trail:
             return
         for tensor in {id(t): t for t in results if t is not None and t.requires_grad}.values():
             self.armed = True
-            self.blind = self.blind or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+            self.blind = self.blind or saved_hooks.at_work()
             tensor.register_hook(self.mark)
 
     def renew(self) -> None:

@@ -4,7 +4,8 @@ An entry is `<key><suffix>` beside `<key>.sha256`, the digest of its bytes. It i
 to the user, nobody else can write them, and its bytes have that digest; anything else is made again and put in its
 place. One process makes an entry while others that want it wait; a lock dies with its process, and the next maker of
 the entry clears away what was left of it. Where the folder cannot be used (read-only, full, somebody else's), entries
-are made in a folder of the process's own.
+are made in a folder of the process's own; of a folder that is there and is not the user's alone, a `CacheWarning` says
+so.
 """
 
 from __future__ import annotations
@@ -15,10 +16,15 @@ import os
 import shutil
 import stat
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from multiprocessing.util import Finalize
 from pathlib import Path
+
+
+class CacheWarning(UserWarning):
+    """The cache's folder is not the user's alone, and so not used; says why and what to do. Once a folder."""
 
 
 def folder() -> Path:
@@ -29,17 +35,23 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tracetorch"
 
 
-def _own(path: Path) -> bool:
-    """Whether a file or folder is the user's own, no link, and writable by nobody else."""
+def _fault(path: Path) -> str:
+    """Why a file or folder is not the user's own, or is a link, or writable by somebody else, and the remedy; or ""."""
     status = path.lstat()
     user = os.getuid() if hasattr(os, "getuid") else status.st_uid
-    return not stat.S_ISLNK(status.st_mode) and status.st_uid == user and not status.st_mode & 0o022
+    if stat.S_ISLNK(status.st_mode):
+        return f"is a symbolic link; name the folder that it leads to, {os.path.realpath(path)}"
+    if status.st_uid != user:
+        return f"belongs to the user {status.st_uid}, not to you, the user {user}; name a folder of your own"
+    if status.st_mode & 0o022:
+        return f"can be written by others (mode {stat.S_IMODE(status.st_mode):04o}); take that away by chmod go-w"
+    return ""
 
 
 def _trusted(file: Path, digest: Path) -> bool:
     """Whether an entry is the user's own, writable by nobody else, and whole."""
     try:
-        if not all(path.is_file() and _own(path) for path in (file, digest)):
+        if not all(path.is_file() and not _fault(path) for path in (file, digest)):
             return False
         return hashlib.sha256(file.read_bytes()).hexdigest() == digest.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):
@@ -91,9 +103,18 @@ def _make_private(folder: Path) -> None:
 def _usable(folder: Path) -> bool:
     try:
         _make_private(folder)
-        return _own(folder)  # where it cannot be written, its entries still serve
+        fault = _fault(folder)  # where it cannot be written, its entries still serve
     except OSError:
         return False
+    if fault:
+        _warn_once(folder, fault)
+    return not fault
+
+
+@cache
+def _warn_once(folder: Path, fault: str) -> None:
+    text = f"the cache {folder} is not used, and every process builds its kernels anew: it {fault} (TRACETORCH_CACHE)"
+    warnings.warn(text, CacheWarning, stacklevel=2)
 
 
 def _entry(within: Path, key: str, suffix: str, make: Callable[[Path], None]) -> Path:

@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from tracetorch.fused import kernel_c
+from tracetorch.fused import kernel_c, reaching
 from tracetorch.fused.emit_c import BLOCK
 from tracetorch.fused.signature import Signature
 from tracetorch.fused.trace import Traced
@@ -81,6 +81,18 @@ class Kernel(ABC):
     # Whether it reads the state before the first chunk where it was given, takes a gradient that is the same at every
     # step as one row, and a parameter of fewer values than there are elements, which begins anew with its first.
     frugal: ClassVar[bool] = False
+
+    @cached_property
+    def gradients(self) -> Callable[[tuple[bool, ...], int], tuple[bool, ...]]:
+        """`reaching.gradients` of this step, by `given` and `steps`; () where there is every one."""
+
+        @lru_cache(256)
+        def found(given: tuple[bool, ...], steps: int) -> tuple[bool, ...]:
+            assert self.traced.vjp is not None
+            there = reaching.gradients(self.traced.vjp, self.signature, given, steps)
+            return () if all(there) else there
+
+        return found
 
     def saved(self, steps: int) -> int:
         """How many states a sequence of so many steps saves: one before each chunk, or each but the first."""

@@ -131,7 +131,11 @@ def _refuse_unfit(layer: Layer, kernel: Kernel, unfit: frozenset[str], element: 
     graphs = [graph for graph in (kernel.traced.forward, kernel.traced.vjp) if graph is not None]
     wrong = sorted(unfit & {name for graph in graphs for name in used(graph)})
     if wrong:
-        raise FuseError(f"{type(layer).__name__}: {wrong[0]} does not broadcast against one step, {list(element)}")
+        shape = list(others_of(layer)[wrong[0]].shape)
+        raise FuseError(
+            f"{type(layer).__name__}: {wrong[0]} does not broadcast against one step, {list(element)}: its shape is "
+            f"{shape}; give it one element or a shape that does, or use tt.backend('eager')"
+        )
 
 
 def _states(layer: Layer, xs: Tensor, element: torch.Size, result: torch.dtype) -> list[Tensor | None]:
@@ -204,6 +208,18 @@ def unroll(
     return outputs, dict(zip(layer.state_names, recorded, strict=False))
 
 
+def _named(layer: Layer, error: GraphError) -> GraphError:
+    """The error, with the layer as a printed network shows it, where its step is written, and the remedy."""
+    kind = type(layer)
+    code = getattr(kind.step, "__code__", None)
+    place = "" if code is None else f" ({code.co_filename}, line {code.co_firstlineno})"
+    said = str(error).removeprefix(f"{kind.__name__}: ")
+    return GraphError(
+        f"{kind.__name__}({layer.extra_repr()}): no kernel runs {kind.step.__qualname__}{place}: {said}; or use "
+        "tt.backend('auto'), which runs such a layer step by step"
+    )
+
+
 def _per_step(layer: Layer) -> str:
     """Why every step of a layer has to be a call of its own; "": it has not."""
     for module in layer.modules() if layer._modules else (layer,):
@@ -233,7 +249,10 @@ def attempt(layer: Layer, inputs: Sequence[Tensor], time_dim: int) -> Sequence[T
                 f"{type(layer).__name__}: a kernel reads memory, past tensor subclasses, torch.func, forward-mode "
                 "differentiation, tracing and dispatch modes; use tt.backend('eager') or 'auto'"
             )
-        return unroll(layer, inputs, time_dim)[0]
+        try:
+            return unroll(layer, inputs, time_dim)[0]
+        except GraphError as error:
+            raise _named(layer, error) from error
     if chosen == "eager" or reason or not all(_ordinary(xs) for xs in inputs):
         return None
     xs = inputs[0]
@@ -267,10 +286,12 @@ def handle(layer: Layer, dtype: torch.dtype, backward: bool, device: str) -> str
             kernel = kernel_of(layer, tensors, dtype, backward, backend, device)
             # A compiled program's random numbers are its compiler's business.
             return "" if kernel.signature.draws else library.register(kernel)
-    except (GraphError, CompilerError):
-        if chosen != "auto":
-            raise
-        return ""
+    except (GraphError, CompilerError) as error:
+        if chosen == "auto":
+            return ""
+        if isinstance(error, GraphError):
+            raise _named(layer, error) from error
+        raise
 
 
 def _attempt_compiled(layer: Layer, inputs: Sequence[Tensor], time_dim: int) -> Sequence[Tensor] | None:
@@ -325,4 +346,7 @@ def source(layer: nn.Module, backend: str, backward: bool = False, dtype: torch.
             raise ValueError(f"source: {type(layer).__name__} is no native layer and not fused; see tt.fuse")
         return str(kernel_source(backend, dtype, backward))
     device = "cuda" if backend == "triton" else "cpu"
-    return kernel_of(layer, tensors_of(layer), dtype, backward, backend, device).source
+    try:
+        return kernel_of(layer, tensors_of(layer), dtype, backward, backend, device).source
+    except GraphError as error:
+        raise _named(layer, error) from error

@@ -18,6 +18,9 @@ from torch import Tensor
 from tracetorch.fused import scan as _scan
 from tracetorch.fused.kernel import Kernel, geometry
 
+# Quirk: torch 2.6 infers no schema from `list[Tensor]`, 2.7 and later do. Goes with torch 2.6.
+_SCAN = "(str name, SymInt time_dim, Tensor[] given) -> Tensor[]"
+_BACKWARD = "(str name, SymInt time_dim, Tensor[] grads, Tensor[] given, Tensor[] saved) -> Tensor[]"
 # By digest: what compiled programs call. As many as there are different kernels in them.
 _KERNELS: dict[str, Kernel] = {}
 
@@ -80,7 +83,7 @@ def _given(kernel: Kernel, time_dim: int, tensors: Sequence[Tensor]) -> list[Ten
     return _as_kernels_take_them(kernel, tensors)
 
 
-@torch.library.custom_op("tracetorch::scan", mutates_args=())
+@torch.library.custom_op("tracetorch::scan", mutates_args=(), schema=_SCAN)
 def scan(name: str, time_dim: int, given: list[Tensor]) -> list[Tensor]:
     """Outputs, states after the last step, and the saved states, of a sequence; see `fused.scan.forward`."""
     kernel = _kernel(name)
@@ -110,7 +113,7 @@ def _differentiable(kernel: Kernel) -> list[bool]:
     return [True] * before + [name in signature.learned for name in signature.parameters]
 
 
-@torch.library.custom_op("tracetorch::scan_backward", mutates_args=())
+@torch.library.custom_op("tracetorch::scan_backward", mutates_args=(), schema=_BACKWARD)
 def scan_backward(
     name: str, time_dim: int, grads: list[Tensor], given: list[Tensor], saved: list[Tensor]
 ) -> list[Tensor]:

@@ -149,6 +149,7 @@ class _Walk:
         self.guard: list[Any] = []
         self.seen: dict[int, str] = {}
         self.classes: set[int] = set()
+        self.outer: set[int] = set()
         self.kept = _Seen()
         self.odd = ""
 
@@ -273,10 +274,12 @@ class _Walk:
                 self.kept.names.append((vars(cls), name, value))
 
     def _outside(self, path: str, value: Any) -> bool:
-        """Visit what is no part of a layer. False: a module or a tensor, which is looked at where it is used."""
-        if isinstance(value, (types.ModuleType, Tensor, nn.Module)):
+        """Visit what is no part of a layer. False: a module of Python or a tensor, which the tracer looks at."""
+        if isinstance(value, (types.ModuleType, Tensor)):
             return False
-        if type(value) in _PLAIN or _flat(value):
+        if isinstance(value, nn.Module):
+            self._outer(path, value)
+        elif type(value) in _PLAIN or _flat(value):
             self.visit(path, value)
         elif isinstance(value, types.FunctionType) and users_own(value.__module__):
             if self._new(path, value):
@@ -290,6 +293,23 @@ class _Walk:
             self.guard.append((path, Same(value)))
         return True
 
+    def _outer(self, path: str, value: nn.Module) -> None:
+        """The plain values of a module outside a layer; its tensors are the tracer's to refuse.
+
+        Not by `_new`: the same module may be a part of the layer, and its tensors then inputs of the kernel.
+        """
+        for within, module in value.named_modules(prefix=path):
+            if id(module) in self.outer:
+                continue
+            self.outer.add(id(module))
+            self.guard.append((within, type(module)))
+            self._class(type(module))
+            held = vars(module)
+            for name, item in list(held.items()):
+                if type(item) in _PLAIN:
+                    self.visit(f"{within}.{name}", item)
+                    self.kept.names.append((held, name, item))
+
     def _contents(self, path: str, value: Any) -> None:
         """What a container or an object outside a layer holds."""
         if isinstance(value, (list, tuple)):
@@ -298,6 +318,8 @@ class _Walk:
                 self.kept.lists.append((value, list(value)))
         else:
             held = value if isinstance(value, dict) else vars(value)
+            if held is not value:
+                self._class(type(value))
             self._remember(held)
             items = held.items()
         self.guard.append((path, type(value)))

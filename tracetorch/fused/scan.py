@@ -11,6 +11,7 @@ from torch import Tensor
 from tracetorch.core.once import first_only
 from tracetorch.fused import memory
 from tracetorch.fused.kernel import Kernel, layout
+from tracetorch.fused.signature import Signature
 
 
 def forward(
@@ -156,7 +157,17 @@ def _once(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     inputs, states, _ = _cut(ctx.needs_input_grad[3:], len(signature.inputs), len(signature.states))
     wanted = (*inputs[: len(signature.differentiable_inputs)], *states)
     found = backward(ctx.kernel, ctx.time_dim, wanted, grads, tensors[:count], tensors[count:])
-    return (None, None, None, *found)
+    xs: Any = tensors[0]
+    there = ctx.kernel.gradients(tuple([grad is not None for grad in grads]), xs.shape[ctx.time_dim])
+    return (None, None, None, *(_those(signature, found, there) if there else found))
+
+
+def _those(signature: Signature, found: Sequence[Tensor | None], there: Sequence[bool]) -> list[Tensor | None]:
+    """The gradients that the step loop has too; None, as there, for what reaches no result that has a gradient."""
+    places = (*signature.differentiable_inputs, *signature.states, *signature.learned)
+    missing = {name for name, is_there in zip(places, there, strict=True) if not is_there}
+    names = (*signature.inputs, *signature.states, *signature.parameters)
+    return [None if name in missing else each for name, each in zip(names, found, strict=True)]
 
 
 def expanded(parameter: Tensor, row: torch.Size, time_dim: int, frugal: bool) -> Tensor:

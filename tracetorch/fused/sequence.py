@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tracetorch.core import saved_hooks
 from tracetorch.fused import compiler, executor, kernel_c, kernel_triton
 from tracetorch.fused.build import compiled
 from tracetorch.fused.callers import memory_is_all
@@ -28,6 +29,7 @@ from tracetorch.fused.reads import Reads, read
 from tracetorch.fused.scan import scan
 from tracetorch.fused.signature import Signature
 from tracetorch.fused.trace import Traced, trace
+from tracetorch.fused.untraceable import of_the_step
 
 _PLANS = 64  # configurations of one layer whose kernels are kept
 _DTYPES = (torch.float32, torch.float64)
@@ -120,6 +122,8 @@ class Sequencer:
                 plan.used = traced_step(ready, (), True)[1]
             plan.prelude = ready.prelude
         except Exception as error:  # whatever a framework's code raises: its own forward will say it better
+            if not of_the_step(error):
+                raise
             plan.refused = _said(layer, error)
 
     def _scan(
@@ -211,17 +215,10 @@ class Sequencer:
 def _apart() -> Iterator[None]:
     """Around a trace, which is no part of what the caller does: inference, or hooks on what its graph saves.
 
-    Quirk: torch (2.6 to 2.13) has no public way to ask for such hooks, and counts a trace's tensors in
-    `torch.utils.checkpoint` as the layer's.
+    `torch.utils.checkpoint` would count a trace's tensors as the layer's.
     """
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    unhooked = nullcontext() if hooks is None else torch.autograd.graph.saved_tensors_hooks(_same, _same)
-    with torch.inference_mode(False), unhooked:
+    with torch.inference_mode(False), saved_hooks.past():
         yield
-
-
-def _same(value: Any) -> Any:
-    return value
 
 
 @cache
@@ -248,7 +245,7 @@ def check_input(xs: Tensor, time_dim: int) -> torch.Size:
         raise Unfused(f"the input is {xs.dtype}, not float32 or float64")
     if xs.ndim < 1 + time_dim or xs.numel() == 0:
         raise Unfused(f"the input has shape {list(xs.shape)}: no time step, or no element")
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or not memory_is_all(xs):
+    if torch.compiler.is_compiling() or not memory_is_all(xs):
         raise Unfused("torch.compile, torch.jit, torch.func, tangents and dispatch modes get the layer's own code")
     return torch.Size(size for k, size in enumerate(xs.shape) if k != time_dim)
 
@@ -259,7 +256,7 @@ def _backend(xs: Tensor) -> str:
     if chosen == "auto":
         chosen = "cpu" if xs.is_cpu else executor.automatic(xs.device.type)  # without a compiler, the build says so
     device = "cuda" if chosen == "triton" and not executor.interpreted() else "cpu"
-    if chosen not in executor.COMPILED or xs.device.type != device:
+    if xs.device.type != device:
         raise Unfused(f"the input is on {xs.device}, for which there is no kernel of the backend {chosen!r} here")
     return chosen
 
@@ -352,9 +349,6 @@ def reached(graph: Graph, sources: frozenset[str]) -> frozenset[str]:
 
 
 def _check_dtypes(graph: Graph, layer: LayerTrace) -> None:
-    for name, ref in graph.outputs:
-        if name != "output" and graph.dtype(ref) is not layer.dtype:
-            raise GraphError(f"the state {name} becomes {graph.dtype(ref)} from {layer.dtype}")
     others = [node for node in graph.nodes if node.dtype not in (torch.float32, torch.float64, torch.bool)]
     if layer.dtype is torch.float32:
         others += [node for node in graph.nodes if node.dtype is torch.float64]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tracetorch.core import saved_hooks
 from tracetorch.fused import operations
 from tracetorch.fused.graph import Graph, GraphError
 from tracetorch.fused.precision import refuse_rounding
@@ -167,7 +168,7 @@ def _trace_vjp(
         examples = _results(step, leaves, names)
     cotangents = {f"d_{name}": torch.ones_like(example) for name, example in zip(names, examples, strict=True)}
     # Tracing may happen inside a user's saved-tensor hooks (checkpointing counts what is saved): it saves past them.
-    as_is = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+    as_is = saved_hooks.past()
     tracer = Tracer({**leaves, **cotangents}, constants, draws)
     # Whoever looks for NaN by anomaly detection means the data, not the examples.
     plain = torch.autograd.set_detect_anomaly(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -62,11 +63,25 @@ def called(step: Callable[[Mapping[str, Tensor]], _T], given: Mapping[str, Tenso
     except GraphError:
         raise
     except Exception as error:
+        if not of_the_step(error):
+            raise
         shape = list(next(iter(given.values())).shape)
         said = str(error).strip().split("\n")[0]
         raise GraphError(
             f"the step fails on a small example of shape {shape}: {type(error).__name__}: {said}"
         ) from error
+
+
+def of_the_step(error: Exception) -> bool:
+    """Whether an error is the step's own: not that memory ran out, and not what a signal's handler raised meanwhile."""
+    if isinstance(error, MemoryError):
+        return False
+    handlers = [signal.getsignal(each) for each in signal.valid_signals()]
+    codes = {getattr(each, "__code__", getattr(type(each).__call__, "__code__", None)) for each in handlers}
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code not in codes:
+        trace = trace.tb_next
+    return trace is None
 
 
 def refuse_draw(func: Any) -> None:

@@ -56,24 +56,12 @@ def check(*arguments):
         assert_bits(a, b)
 
 
-CASES = [
-    (0, F32, (40, 3, 7), 0, False),
-    (1, F32, (37, 2, 130), 1, True),
-    (2, F64, (33, 2, 5), 1, False),
-    (3, F64, (16, 1, 70), 0, True),
-]
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    "case", [(0, F32, (40, 3, 7), 0, False), (3, F64, (16, 1, 70), 1, True)], ids=["float32", "float64, recorded"]
+)
 def test_a_compiled_kernel_has_the_bits_of_the_one_in_c(gpu, case):
     check(*case)
-    assert len(gpu.launched) == 2
-
-
-def test_so_has_one_for_an_older_gpu(gpu):
-    gpu.capability = 80
-    check(0, F32, (18, 2, 33), 1, True)
-    assert ".target sm_80" in gpu.latest
+    assert len(gpu.launched) == 2  # forward and backward
 
 
 @pytest.mark.sweep
@@ -83,6 +71,7 @@ def test_any_step_has_c_s_bits_when_compiled(gpu, seed):
     gpu.capability = (80, 90)[seed // 2 % 2]
     shape = (1, 15, 16, 17, 40)[seed % 5], (1, 3)[seed // 5 % 2], (1, 4, 31, 64, 129, 260)[seed % 6]
     check(seed, (F32, F64)[seed // 3 % 2], shape, seed % 2, seed % 7 == 0)
+    assert f".target sm_{gpu.capability}" in gpu.latest
 
 
 def test_vectors_of_aligned_sequences_and_single_elements_of_others_give_the_same_bits(gpu):
@@ -103,7 +92,7 @@ def test_vectors_of_aligned_sequences_and_single_elements_of_others_give_the_sam
     assert gpu.loaded == 2  # one of each
 
 
-@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("dtype", [F32, pytest.param(F64, marks=pytest.mark.sweep)])
 def test_functions_that_are_rounded_are_within_two_ulp_of_torch_s(gpu, dtype):
     functions = {"exp": torch.exp, "log": torch.log, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
     special = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 1e-40, -1e-310], dtype=dtype)

@@ -126,12 +126,13 @@ def _computed(op: str, given: list[str]) -> tuple[str, str]:
     suffix = "f" if kind == "f32" else ""
     match name:
         case "add" | "sub" | "mul" | "div" | "rem" | "and" | "or" | "xor" if "wide" not in words:
-            assert not {"approx", "full", "ftz"} & set(words), op
+            assert words[:-1] in ([], ["rn"] if kind[0] == "f" else ["lo"]), op
             if kind[0] == "s" and name in ("add", "sub", "mul"):  # wraps round
                 kind = f"u{kind[1:]}"
                 values = [_value(operand, kind) for operand in given]
             return f"{values[0]} {_INFIX[name]} {values[1]}", kind
         case "mul":
+            assert words == ["wide", kind], op
             wide = f"{kind[0]}{2 * int(kind[1:])}"
             return f"{_value(given[0], kind)} * ({_C_TYPES[wide[0]].format(wide[1:])}){_value(given[1], kind)}", wide
         case "mad":
@@ -139,8 +140,8 @@ def _computed(op: str, given: list[str]) -> tuple[str, str]:
             a, b, c = (_value(operand, f"u{kind[1:]}") for operand in given)
             return f"{a} * {b} + {c}", f"u{kind[1:]}"
         case "fma":
+            assert words in (["rn", kind], ["rm", "f32"]), op
             if "rm" in words:
-                assert kind == "f32", op
                 return f"fma_down({', '.join(values)})", kind
             return f"fma{suffix}({', '.join(values)})", kind
         case "neg":
@@ -160,17 +161,18 @@ def _computed(op: str, given: list[str]) -> tuple[str, str]:
         case "shl" | "shr":
             return f"{values[0]} {'<<' if name == 'shl' else '>>'} {_value(given[1], 'u32')}", kind
         case "setp":
+            assert len(words) == 2, op
             return _compared(words[0], kind, *values), "pred"
         case "selp":
             return f"{given[2].removeprefix('%')} ? {values[0]} : {values[1]}", kind
         case "ex2" | "lg2" | "rcp" | "sqrt":
             return f"{_SPECIAL[name]}{suffix if name != 'rcp' else ''}({values[0]})", kind
         case "cvt":
-            source, target = words[-1], words[-2]
+            target = words[-2]
             if "sat" in words:
                 x = values[0]
                 return f"{x} > 0 ? {x} < 1 ? {x} : 1 : 0", target
-            if words[0] in _ROUNDED and source == target:
+            if words[0] in _ROUNDED:
                 return f"{_ROUNDED[words[0]]}{suffix}({values[0]})", target
             return values[0], target
         case "mov" if not given[0].startswith("{"):

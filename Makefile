@@ -29,9 +29,10 @@ $(READY): pyproject.toml constraints.txt
 demo: env  ## train a network, port it, and compare; writes build/demo
 	$(BIN)/tracetorch demo --out build/demo
 
-# A worker for each core; the tests of a file stay together, for what they share.
+# A worker for each core; the tests of a file stay together, for what they share. Files in the order of their names: by
+# number, the one of a single long test would come last, and leave the other cores idle.
 test: lint  ## what .ci/run runs: lint, types, tests
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 sweep: env  ## the long sweeps over random networks
 	$(BIN)/python -m pytest -m sweep -n auto

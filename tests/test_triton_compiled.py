@@ -74,22 +74,39 @@ def test_any_step_has_c_s_bits_when_compiled(gpu, seed):
     assert f".target sm_{gpu.capability}" in gpu.latest
 
 
+def forward_kernels(dtype):
+    """Of one state, by Triton and in C, without gradients."""
+    step = random_step(4, ["v"], ["p"])
+    devices = {"triton": "cuda", "cpu": "cpu"}
+    return [build(step, ["v"], ["p"], [], dtype, False, backend, device) for backend, device in devices.items()]
+
+
+def assert_alike(kernels, xs, first, values):
+    ours, expected = (scan(kernel, [xs], 0, first, values) for kernel in kernels)
+    assert_bits(ours[0][0], expected[0][0])
+    assert_bits(ours[1][0], expected[1][0])
+
+
 def test_vectors_of_aligned_sequences_and_single_elements_of_others_give_the_same_bits(gpu):
-    """Of so many elements that a thread takes four."""
-    kernels = [
-        build(random_step(4, ["v"], ["p"]), ["v"], ["p"], [], F32, False, backend, device)
-        for backend, device in (("triton", "cuda"), ("cpu", "cpu"))
-    ]
+    """Of so many elements that a thread takes four, and asks for fewer rows ahead."""
+    T, N, kernels = 11, 2**20, forward_kernels(F32)
+    assert dict(launch_triton.spread("forward", 1, F32, N, N).constants)["AHEAD"] == 4
     random = torch.Generator().manual_seed(4)
-    memory, values = torch.randn(5 * 2**20 + 5, generator=random), [torch.randn(2**20, generator=random)]
-    first = [torch.randn(1, 2**20, generator=random)]
+    memory, values = torch.randn(T * N + 5, generator=random), [torch.randn(N, generator=random)]
+    first = [torch.randn(1, N, generator=random)]
     for shift, name in ((0, "forward vectors"), (1, "forward"), (4, "forward vectors")):
-        xs = memory[shift : shift + 5 * 2**20].view(5, 1, 2**20)
-        ours, expected = (scan(kernel, [xs], 0, first, values) for kernel in kernels)
-        assert_bits(ours[0][0], expected[0][0])
-        assert_bits(ours[1][0], expected[1][0])
+        assert_alike(kernels, memory[shift : shift + T * N].view(T, 1, N), first, values)
         assert name in {key[0] for key in launch_triton.load(kernels[0].source).compiled}
     assert gpu.loaded == 2  # one of each
+
+
+def test_more_elements_are_run_with_fewer_rows_ahead(gpu):
+    T, N, kernels = 11, 2**18, forward_kernels(F64)
+    assert dict(launch_triton.spread("forward", 1, F64, N, N).constants)["AHEAD"] == 8
+    random = torch.Generator().manual_seed(5)
+    xs, first, values = (torch.randn(size, generator=random, dtype=F64) for size in ((T, 1, N), (1, N), (N,)))
+    assert_alike(kernels, xs, [first], [values])
+    assert gpu.loaded == 1
 
 
 @pytest.mark.parametrize("dtype", [F32, pytest.param(F64, marks=pytest.mark.sweep)])

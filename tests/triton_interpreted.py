@@ -32,7 +32,6 @@ from tracetorch.fused.build import build
 from tracetorch.fused.graph import OPS, Graph, Node, Ref
 from tracetorch.fused.kernel import Geometry
 from tracetorch.fused.launch_triton import kernel as triton_kernel
-from tracetorch.fused.launch_triton import spread
 from tracetorch.fused.scan import scan
 from tracetorch.fused.signature import Signature
 from tracetorch.fused.trace import Traced
@@ -111,21 +110,6 @@ def test_many_states_are_replayed_from_fewer_saved_ones(count, T):
 @pytest.mark.parametrize(("T", "B", "N"), [(1, 1, 1), (40, 3, 7), (17, 1, 513)])
 def test_layer_unrolls_through_the_kernel(time_dim, T, B, N):
     check_layer_unrolls("triton", T, B, N, time_dim)
-
-
-@pytest.mark.parametrize(("dtype", "ahead", "N"), [(torch.float32, 4, 2**20), (torch.float64, 8, 2**18)])
-def test_more_elements_are_run_with_fewer_rows_ahead(dtype, ahead, N):
-    step, normal = random_step(4, ["v"], ["p"]), normals(5, dtype)
-    xs, first, values = normal(11, 1, N).requires_grad_(), [normal(1, N)], [normal(N)]
-    plan = spread("forward", 1, dtype, N, N)
-    assert dict(plan.constants)["AHEAD"] == ahead
-    found = []
-    for backend in ("triton", "cpu"):
-        kernel = build(step, ["v"], ["p"], [], dtype, backend=backend)
-        (ys,), last, _ = scan(kernel, [xs], 0, first, values)
-        found.append([ys, *last, *torch.autograd.grad(ys.sum() + last[0].sum(), [xs])])
-    for a, b in zip(*found, strict=True):
-        assert_bits(a, b)
 
 
 def test_states_after_every_step_are_recorded():

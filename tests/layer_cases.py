@@ -15,6 +15,19 @@ def noise(*shape, seed=0, mean=0.4, deviation=0.8):
     return torch.randn(*shape, generator=generator) * deviation + mean
 
 
+class Scaled(torch.autograd.Function):
+    """x itself, whose gradient alone depends on w."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(w)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.saved_tensors[0], None
+
+
 class Mine(tt.snn.Layer):
     """A user's own neuron, as the design shows it: two states, one decay, one plain parameter."""
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import tracetorch as tt
-from tests.layer_cases import Mine, assert_bits, noise
+from tests.layer_cases import Mine, Scaled, assert_bits, noise
 from tests.test_engine_calls import With, linear
 from tests.test_engine_refusals import Step
 from tests.test_layer_inputs import Chance, Gated
@@ -117,16 +117,6 @@ def test_a_state_of_the_input_s_half_precision_beside_parameters_of_float32():
 
 
 def test_a_parameter_of_which_the_gradient_alone_depends_has_to_fit():
-    class Scaled(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x, w):
-            ctx.save_for_backward(w)
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, grad):
-            return grad * ctx.saved_tensors[0], None
-
     class Late(With):
         def step(self, x, mem):
             mem = 0.5 * mem + Scaled.apply(x, self.w)

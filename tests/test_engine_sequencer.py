@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tracetorch as tt
-from tests.layer_cases import assert_bits, noise
+from tests.layer_cases import Scaled, assert_bits, noise
 from tracetorch.fused import sequence
 from tracetorch.fused.executor import FuseWarning
 from tracetorch.fused.sequence import Sequencer, Unfused
@@ -284,16 +284,6 @@ def test_what_wants_a_gradient_gets_its_own(step):
 
 
 def test_a_parameter_of_which_the_gradient_alone_depends_is_given_to_the_kernel():
-    class Scaled(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x, w):
-            ctx.save_for_backward(w)
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, grad):
-            return grad * ctx.saved_tensors[0], None
-
     runs = sequencer(lambda layer, x, states: (Scaled.apply(x, layer.w), *states.values()))
     layer, xs = Two(w=noise(4)).requires_grad_(False), noise(5, 3, 4).requires_grad_()
     runs.run(layer, xs, 0, zeros(xs)).outputs.sum().backward()
